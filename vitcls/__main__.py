@@ -1,0 +1,116 @@
+"""`python -m vitcls`: chooses the verb, and tells the user's mistakes in one sentence."""
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+from vitcls import __version__
+from vitcls.errors import UserError, suggestion
+
+VERBS = {
+    "fit": "train a classifier, validate it each epoch, keep the best",
+    "validate": "measure a run or checkpoint on its validation data",
+    "test": "measure a run or checkpoint on its test data, to be read once",
+    "predict": "classify image files, one row of a CSV for each",
+}
+MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+# Warnings that a user can do nothing about, or that tell of what is meant to be so.
+_NOT_FOR_USERS: list[tuple[type[Warning], str]] = [
+    (DeprecationWarning, ""),  # between libraries
+    (FutureWarning, ""),
+    (UserWarning, "Checkpoint directory .* exists and is not empty"),  # the run folder, just made
+    (UserWarning, "The number of training batches .* is smaller than the logging interval"),
+    (UserWarning, "The '.*_dataloader' does not have many workers"),  # `num_workers` is chosen, or said
+]
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        args: its words; not given: those of this process.
+
+    Returns:
+        the exit status: 0, 2 for a mistake of the user, 130 for Ctrl-C.
+    """
+    words = sys.argv[1:] if args is None else args
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else MISTAKE
+    if words[0] == "--version":
+        print(f"vitcls {__version__}")
+        return 0
+    try:
+        return _run(words)
+    except UserError as error:
+        _tell(str(error))
+        return MISTAKE
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    verb = words[0]
+    if verb not in VERBS:
+        raise UserError(f"{verb!r} is none of the verbs {', '.join(VERBS)}{suggestion(verb, VERBS)}.")
+    from vitcls.cli import VitclsCLI  # 5 s of imports, which --help must not pay for
+
+    _configure_logging()
+    VitclsCLI(words)
+    return 0
+
+
+def _configure_logging() -> None:
+    """Our lines on standard output, those of Lightning's that matter, warnings in one line each."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("vitcls")
+    ours.handlers = [handler]
+    ours.propagate = False
+    ours.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.showwarning = _show_warning
+    for category, message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", category=category, message=message)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    if _is_first_process():
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _tell(sentence: str) -> None:
+    if _is_first_process():
+        print(f"vitcls: {sentence}", file=sys.stderr)
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items())
+    return f"""usage: python -m vitcls VERB [options]
+
+From a set of labelled images to a Vision Transformer classifier that can be trusted.
+
+verbs:
+{verbs}
+
+python -m vitcls VERB --help lists the options of a verb; --version tells the version.
+
+  python -m vitcls fit --config configs/digits.yaml
+  python -m vitcls fit --config configs/imagefolder.yaml --data.train_dir photos/train
+  python -m vitcls test --ckpt_path checkpoints/digits
+  python -m vitcls predict --ckpt_path checkpoints/digits --data.predict photos/new"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

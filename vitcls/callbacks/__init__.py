@@ -1,0 +1,8 @@
+"""What happens around the steps: checkpoints, the record of a run, interruption, prediction files."""
+
+from vitcls.callbacks.checkpoint import RunCheckpoint
+from vitcls.callbacks.interrupt import GracefulInterrupt
+from vitcls.callbacks.predictions import PredictionWriter
+from vitcls.callbacks.resume import ConfiguredPatience
+
+__all__ = ["ConfiguredPatience", "GracefulInterrupt", "PredictionWriter", "RunCheckpoint"]

@@ -1,0 +1,52 @@
+"""Ctrl-C between two batches, never inside one."""
+
+import signal
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class GracefulInterrupt(Callback):
+    """Lets the batch that runs finish before Ctrl-C ends the training.
+
+    A KeyboardInterrupt inside an optimiser step would leave half of the weights stepped, and the
+    last.ckpt saved then would be that. A second Ctrl-C ends at once.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Take over SIGINT."""
+        self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Give SIGINT back."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Give SIGINT back."""
+        self._give_back()
+
+    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+        """End here, where the weights are whole."""
+        self._end_if_asked()
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """End here too: a validation can be long."""
+        self._end_if_asked()
+
+    def _ask(self, *_: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def _end_if_asked(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _give_back(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None

@@ -1,0 +1,121 @@
+"""Predictions -> one CSV file, a row for each input, whatever the number of processes."""
+
+import csv
+import heapq
+import logging
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from vitcls.data.rows import FileImages
+from vitcls.errors import UserError
+from vitcls.types import Batch, Predictions
+
+log = logging.getLogger(__name__)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each batch as it comes; the finished file appears at the end, in the order of the inputs.
+
+    Columns: id, file, label, score (of the best class, 0..1), then label_2, score_2, ... of the next
+    best, and error, which says why an image could not be decoded.
+
+    Args:
+        output: the CSV file; replaced if it exists.
+
+    Raises:
+        UserError: the suffix is not .csv, or its folder does not exist.
+    """
+
+    def __init__(self, output: str) -> None:
+        super().__init__(write_interval="batch")
+        self._output = Path(output).expanduser()
+        if self._output.suffix != ".csv":
+            raise UserError(f"--output {output!r} must end in .csv.")
+        if not self._output.parent.is_dir():
+            raise UserError(f"--output {output!r}: the folder {str(self._output.parent)!r} does not exist; make it first.")
+        self._file: Any = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Open this process's part."""
+        self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Predictions,
+        batch_indices: Any,  # noqa: ARG002
+        batch: Batch,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Append a batch, in the order of its ids."""
+        images: FileImages = trainer.datamodule.predict_images  # type: ignore[attr-defined]
+        labels: list[str] = pl_module.hparams["labels"]
+        writer = csv.writer(self._file)
+        writer.writerows(sorted(chain(_good_rows(prediction, images, labels), _bad_rows(prediction, labels))))
+        self._file.flush()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge the parts of all processes into the output."""
+        self._file.close()
+        trainer.strategy.barrier("predictions")
+        if trainer.is_global_zero:
+            parts = [self._part(rank) for rank in range(trainer.world_size)]
+            rows, bad = self._merge(parts, _columns(pl_module.hparams["labels"]))
+            for part in parts:
+                part.unlink()
+            log.info("%d rows in %s%s", rows, self._output, f"; {bad} of them could not be read: see its column error" if bad else "")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Leave no part behind."""
+        if self._file is not None:
+            self._file.close()
+            self._part(trainer.global_rank).unlink(missing_ok=True)
+
+    def _merge(self, parts: list[Path], columns: list[str]) -> tuple[int, int]:
+        """(rows, rows with an error) written; one row of each part is in memory at a time."""
+        rows = bad = 0
+        finished = self._output.with_name(f".{self._output.name}.new")
+        with finished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for row in heapq.merge(*map(_read, parts), key=lambda row: int(row[0])):
+                writer.writerow(row)
+                rows += 1
+                bad += bool(row[-1])
+        finished.replace(self._output)
+        return rows, bad
+
+    def _part(self, rank: int) -> Path:
+        return self._output.with_name(f".{self._output.name}.part{rank}")
+
+
+def _columns(labels: list[str]) -> list[str]:
+    further = [f"{name}_{place}" for place in range(2, _top(labels) + 1) for name in ("label", "score")]
+    return ["id", "file", "label", "score", *further, "error"]
+
+
+def _good_rows(prediction: Predictions, images: FileImages, labels: list[str]) -> Iterator[list[Any]]:
+    for row, scores, classes in zip(*(prediction[k].tolist() for k in ("ids", "scores", "classes")), strict=True):
+        best = chain.from_iterable((labels[c], f"{s:.6f}") for c, s in zip(classes, scores, strict=True))
+        yield [row, images.name(row), *best, ""]
+
+
+def _bad_rows(prediction: Predictions, labels: list[str]) -> Iterator[list[Any]]:
+    for image in prediction["bad"]:
+        yield [image.id, image.name, *[""] * (2 * _top(labels)), image.cause]
+
+
+def _top(labels: list[str]) -> int:
+    return min(5, len(labels))
+
+
+def _read(part: Path) -> Iterator[list[str]]:
+    with part.open(newline="", encoding="utf-8") as file:
+        yield from csv.reader(file)

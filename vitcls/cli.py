@@ -1,0 +1,245 @@
+"""fit, validate, test and predict: LightningCLI, joined with run folders."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vitcls import records, runs
+from vitcls.callbacks import ConfiguredPatience, GracefulInterrupt, PredictionWriter, RunCheckpoint
+from vitcls.data.datamodule import ImageDataModule
+from vitcls.errors import UserError, suggestion
+from vitcls.models.classifier import RECORD, ViTClassifier
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ROOT = "checkpoints"
+DEFAULT_OUTPUT = "predictions.csv"
+DEFAULT_EPOCHS = 10
+SOURCE_KEYS = (
+    "dataset", "config_name", "revision",
+    "train_dir", "validation_dir", "test_dir",
+    "train_split", "validation_split", "test_split",
+)  # fmt: skip
+TRAINER_DEFAULTS = {
+    "default_root_dir": DEFAULT_ROOT,
+    "enable_model_summary": False,  # the start-up line says what it says
+    "enable_autolog_hparams": False,  # config.yaml is the record
+    "log_every_n_steps": 10,  # Lightning's 50 leaves a small data set without a curve
+    "use_distributed_sampler": False,  # Lightning's repeats rows until processes are even
+}
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes config.yaml and splits.json of a fit, before its first step."""
+
+    def __init__(self, *args: Any, run: Path | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self._run = run
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Write both; earlier ones of a resumed run are kept beside them."""
+        if stage != "fit" or self._run is None:
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        records.write_start(self._run, text, trainer.datamodule.splits, trainer.datamodule.hparams)  # type: ignore[attr-defined]
+
+
+class VitclsCLI(LightningCLI):
+    """The four verbs of training.
+
+    Args:
+        args: words of the command line, the verb first.
+
+    Raises:
+        UserError: a mistake in the words or in what they name.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.checkpoint: runs.Checkpoint | None = None
+        self.run: Path | None = None
+        super().__init__(
+            ViTClassifier,
+            ImageDataModule,
+            save_config_callback=RunRecord,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=42,
+            parser_kwargs={"exit_on_error": False, **{v: {"exit_on_error": False} for v in self.subcommands()}},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is neither the trainer's, the model's nor the data's."""
+        parser.add_argument(
+            "--run_name",
+            type=str,
+            default="run",
+            help="fit: folder of the run below trainer.default_root_dir; one that exists gets a version suffix.",
+        )
+        parser.add_argument(
+            "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
+        )
+
+    # -- words ------------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; where a checkpoint is named, parse again with what it knows as the defaults.
+
+        So the user's words and configs always beat the checkpoint's.
+        """
+        config = _parse(parser, args)
+        verb = config.subcommand
+        path = config[verb].ckpt_path
+        if path is not None:
+            self.checkpoint = runs.find_checkpoint(path, verb)
+            defaults = _checkpoint_defaults(self.checkpoint, verb, config[verb])
+            config = self._parse_with_defaults(parser, args, verb, defaults)
+            config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
+        if verb != "predict" and config[verb].output is not None:
+            raise UserError(f"--output belongs to predict; {verb} writes no such file.")
+        self.config = config
+
+    def _parse_with_defaults(
+        self, parser: LightningArgumentParser, args: Any, verb: str, defaults: dict[str, Any]
+    ) -> Namespace:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "checkpoint.yaml"
+            file.write_text(yaml.safe_dump(defaults), encoding="utf-8")
+            self._subcommand_parsers[verb].default_config_files = [str(file)]
+            return _parse(parser, args)
+
+    # -- objects ----------------------------------------------------------------------------
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The configured trainer, with what a run folder needs and the configuration does not name."""
+        config = self._get(self.config_init, "trainer")
+        fits = self.subcommand == "fit"
+        callbacks = _as_list(config.callbacks)
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(RichProgressBar())
+        if fits and not config.fast_dev_run:
+            self.run = self._run_folder()
+            self.save_config_kwargs["run"] = self.run
+            kwargs["logger"] = _loggers(config.logger, self.run)
+            callbacks += _fit_callbacks(callbacks, self.run)
+            kwargs |= _length(config)
+        if not fits:
+            kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(self._get(self.config_init, "output") or DEFAULT_OUTPUT))
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs, **_launched_by_torchrun(config))
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the checkpoint to the verb; never unpickle it."""
+        arguments = self.config_init[self.subcommand]
+        arguments["ckpt_path"] = str(self.checkpoint.file) if self.checkpoint else None
+        arguments["weights_only"] = True
+        if self.subcommand == "predict":
+            arguments["return_predictions"] = False  # the writer keeps them; memory stays flat
+
+    def _run_folder(self) -> Path:
+        """The folder of this fit: that of the run it resumes, or a new one."""
+        if self.checkpoint is not None and self.checkpoint.run is not None:
+            return self.checkpoint.run
+        root = Path(self._get(self.config_init, "trainer").default_root_dir)
+        name = self._get(self.config_init, "run_name")
+        return runs.claim_run_folder(root, name) if rank_zero_only.rank == 0 else root / name
+
+    # -- before and after the verbs -----------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """Keep the learning curves of the run that is resumed."""
+        if self.run is not None and rank_zero_only.rank == 0:
+            records.restore_history(self.trainer.loggers, self.run)
+
+    def after_fit(self) -> None:
+        """From the best weights: `model/`, checked by a reload, and the figures."""
+        if self.run is not None and self.trainer.is_global_zero:
+            records.write_end(self.run, self.datamodule)
+            log.info("run folder: %s", self.run)
+
+    def after_test(self) -> None:
+        """Keep the test figures with the run."""
+        if self.checkpoint is not None and self.checkpoint.run is not None and self.trainer.is_global_zero:
+            records.write_test(self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics)
+
+
+def _parse(parser: LightningArgumentParser, args: Any) -> Namespace:
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        raise UserError(_sentence(str(error), parser)) from error
+
+
+def _sentence(message: str, parser: LightningArgumentParser) -> str:
+    return message
+
+
+def _checkpoint_defaults(checkpoint: runs.Checkpoint, verb: str, said: Namespace) -> dict[str, Any]:
+    """What a checkpoint knows, as a configuration of a verb.
+
+    Naming any source of data replaces the checkpoint's whole source: a test folder given now must
+    not be joined with the data set of then.
+    """
+    content = runs.read_checkpoint(checkpoint)
+    model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
+    data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
+    if any(said.data[key] is not None for key in ("dataset", "train_dir", "validation_dir", "test_dir")):
+        data = {k: v for k, v in data.items() if k not in SOURCE_KEYS}
+    data.pop("predict", None)
+    if verb == "fit" and checkpoint.run is not None:
+        started = runs.read_config(checkpoint.run)
+        return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
+    precision = content.get(RECORD, {}).get("precision")
+    return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _loggers(configured: Any, run: Path) -> list[Logger] | bool:
+    """TensorBoard and CSV in the run folder, and those configured; none where `false` was said."""
+    if configured is False:
+        return False
+    own = [TensorBoardLogger(run, name="", version=""), CSVLogger(run, name="", version="")]
+    return [*own, *_as_list(configured)]
+
+
+def _fit_callbacks(configured: list[Callback], run: Path) -> list[Callback]:
+    """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
+    added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
+    if not any(isinstance(c, RunCheckpoint) for c in configured):
+        added.append(RunCheckpoint())
+    for callback in [*configured, *added]:
+        if getattr(callback, "dirpath", "") is None:
+            callback.dirpath = str(run.resolve())
+    return added
+
+
+def _length(config: Namespace) -> dict[str, Any]:
+    if config.max_epochs is not None or config.max_steps != -1 or config.max_time is not None:
+        return {}
+    log.info("trainer.max_epochs is not given: %d", DEFAULT_EPOCHS)
+    return {"max_epochs": DEFAULT_EPOCHS}
+
+
+def _launched_by_torchrun(config: Namespace) -> dict[str, Any]:
+    """Devices and nodes as torchrun started them; without this each process would train alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or config.devices != "auto":
+        return {}
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    strategy = "ddp" if config.strategy == "auto" else config.strategy
+    return {"devices": local, "num_nodes": world // local, "strategy": strategy}

@@ -1,0 +1,87 @@
+"""Bytes of an image file -> upright RGB pixels."""
+
+from io import BytesIO
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vitcls.errors import BadImageError
+
+Pixels = NDArray[np.uint8]
+
+# EXIF orientation -> (transpose, flip rows, flip columns), EXIF 2.32, tag 0x0112.
+_UPRIGHT = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def decode(data: bytes) -> Pixels:
+    """Decode an image file.
+
+    JPEGs in RGB or gray go through libjpeg-turbo directly, everything else through Pillow; where
+    both can read a file the pixels are the same. The first frame of an animation counts.
+
+    Args:
+        data: the file's bytes.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright by its EXIF orientation. Gray, palette, CMYK, 16-bit and
+        one-bit images are converted; transparency is laid over white; 16 bits are scaled to 8.
+
+    Raises:
+        BadImageError: empty, truncated or not an image; the message says which.
+    """
+    if not data:
+        raise BadImageError("the file is empty (0 bytes)")
+    try:
+        with Image.open(BytesIO(data)) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return _upright(_pixels(image, data), orientation)
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError("the content is not an image of a known format") from error
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever broken bytes lead to
+        raise BadImageError(f"{error or type(error).__name__}") from error
+
+
+def _pixels(image: Image.Image, data: bytes) -> Pixels:
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        try:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        except ValueError:
+            pass  # stricter than Pillow, which decides below whether the file is readable
+    return np.array(_to_rgb(image))  # a copy: Pillow's own memory is not writable
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadImageError("floating-point pixels have no range to convert from")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit values at 255: most of the picture would turn white.
+        values = np.asarray(image).clip(0, 65535) // 257
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    transpose, flip_rows, flip_columns = _UPRIGHT.get(orientation, (False, False, False))
+    if transpose:
+        pixels = pixels.transpose(1, 0, 2)
+    if flip_rows:
+        pixels = pixels[::-1]
+    if flip_columns:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,194 @@
+"""How a checkpoint wants its images: read from its image processor, kept, written back."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+from transformers import AutoImageProcessor, BitImageProcessor, DeiTImageProcessor, ViTImageProcessor
+
+from vitcls.errors import UserError
+
+Resize = Literal["squash", "crop", "letterbox"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+# The share of the shorter side that a centre crop keeps: 224 of 256, DeiT's published evaluation
+# (arXiv:2012.12877) and the custom of ImageNet before it.
+CENTRE_CROP_SHARE = 224 / 256
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Everything between a decoded image and the network's input.
+
+    Attributes:
+        size: S, the side of the network's square input, in pixels.
+        resize_to: the side that the image is resized to before the centre crop to `size`, pixels.
+        resize: `squash` forgets the aspect ratio (both sides become `resize_to`), `crop` keeps it
+            (the shorter side becomes `resize_to`), `letterbox` keeps it and the whole image (the
+            longer side becomes `size`, black fills the rest).
+        interpolation: of the resize; always antialiased.
+        mean: per RGB channel, of pixels scaled to 0..1.
+        std: per RGB channel, of pixels scaled to 0..1.
+    """
+
+    size: int
+    resize_to: int
+    resize: Resize
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def resized(self, resize: Resize | None) -> Self:
+        """The same with another way to resize; itself where that is its way already, or None."""
+        if resize is None or resize == self.resize:
+            return self
+        side = round(self.size / CENTRE_CROP_SHARE) if resize == "crop" else self.size
+        return replace(self, resize=resize, resize_to=side)
+
+    def eval_transform(self, image: Tensor) -> Tensor:
+        """Preprocess for evaluation, equal to the checkpoint's own image processor.
+
+        Args:
+            image: (3, H, W) uint8.
+
+        Returns:
+            (3, S, S) uint8.
+        """
+        height, width = image.shape[-2:]
+        image = tv.resize(image, self._resized_shape(height, width), self.mode, antialias=True)
+        return tv.center_crop(image, [self.size, self.size])
+
+    @property
+    def mode(self) -> InterpolationMode:
+        """The interpolation as torchvision names it."""
+        return InterpolationMode(self.interpolation)
+
+    def normalise(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> float32 with mean and std applied, on the same device.
+
+        The order of operations is that of transformers' image processors, so that both give the
+        same bits: mean and std are scaled by 255, not the pixels by 1/255.
+        """
+        mean = torch.tensor(self.mean, device=pixel_values.device).mul_(255).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixel_values.device).mul_(255).view(3, 1, 1)
+        return pixel_values.float().sub_(mean).div_(std)
+
+    def _resized_shape(self, height: int, width: int) -> list[int]:
+        if self.resize == "squash":
+            return [self.resize_to, self.resize_to]
+        short, long = min(height, width), max(height, width)
+        if self.resize == "crop":
+            other = int(self.resize_to * long / short)
+            return [self.resize_to, other] if height <= width else [other, self.resize_to]
+        scale = min(self.size / height, self.size / width)
+        return [max(1, int(height * scale)), max(1, int(width * scale))]
+
+
+def spec_of_checkpoint(checkpoint: str, revision: str | None = None) -> ImageSpec:
+    """Read the preprocessing from a checkpoint's image processor.
+
+    Args:
+        checkpoint: Hub id or folder.
+        revision: of the Hub repository.
+
+    Raises:
+        UserError: the processor does something that an ImageSpec cannot say.
+        OSError: there is no image processor, or the Hub cannot be reached.
+    """
+    processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision)
+    return _spec_of_processor(processor.to_dict(), checkpoint)
+
+
+def spec_of_size(size: int) -> ImageSpec:
+    """The preprocessing of a network from scratch: squashed to `size`, scaled to -1..1."""
+    half = (0.5, 0.5, 0.5)
+    return ImageSpec(size, size, "squash", "bilinear", mean=half, std=half)
+
+
+def processor_of_spec(spec: ImageSpec) -> Any:
+    """A stock transformers image processor that does what the spec says, to the last bit.
+
+    Letterboxing is written as a resize into a square followed by a centre crop of that square:
+    a centre crop larger than its image pads it with black.
+    """
+    square = {"height": spec.size, "width": spec.size}
+    common = {
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "resample": int(Image.Resampling[spec.interpolation.upper()]),
+    }
+    if spec.resize == "letterbox":
+        inside = {"max_height": spec.size, "max_width": spec.size}
+        return BitImageProcessor(size=inside, crop_size=square, **common)
+    if spec.resize == "crop":
+        return BitImageProcessor(size={"shortest_edge": spec.resize_to}, crop_size=square, **common)
+    if spec.resize_to == spec.size:
+        return ViTImageProcessor(size=square, **common)
+    larger = {"height": spec.resize_to, "width": spec.resize_to}
+    return DeiTImageProcessor(size=larger, crop_size=square, **common)
+
+
+def _spec_of_processor(config: dict[str, Any], checkpoint: str) -> ImageSpec:
+    resize, resize_to, size = _geometry(config, checkpoint)
+    _check_scaling(config, checkpoint)
+    normalises = config.get("do_normalize", True)
+    return ImageSpec(
+        size=size,
+        resize_to=resize_to,
+        resize=resize,
+        interpolation=_interpolation(config, checkpoint),
+        mean=_channels(config["image_mean"]) if normalises else (0.0, 0.0, 0.0),
+        std=_channels(config["image_std"]) if normalises else (1.0, 1.0, 1.0),
+    )
+
+
+def _geometry(config: dict[str, Any], checkpoint: str) -> tuple[Resize, int, int]:
+    """(how, side after the resize, side after the crop) of a processor's configuration."""
+    size = dict(config.get("size") or {})
+    crop = dict(config.get("crop_size") or {}) if config.get("do_center_crop") else {}
+    target = crop.get("height")
+    if not config.get("do_resize", True) or crop.get("height") != crop.get("width"):
+        raise _unsupported(checkpoint, f"size {size}, crop {crop or None}")
+    if short := size.get("shortest_edge"):
+        if "crop_pct" not in config:
+            return "crop", short, target or short
+        # ConvNeXt (arXiv:2201.03545): below 384 a crop of crop_pct, from 384 on a plain resize.
+        return ("crop", int(short / config["crop_pct"]), short) if short < 384 else ("squash", short, short)
+    if (edge := size.get("max_height")) and edge == size.get("max_width") == target:
+        return "letterbox", edge, edge
+    if (side := size.get("height")) and side == size.get("width"):
+        return "squash", side, target or side
+    raise _unsupported(checkpoint, f"size {size}, crop {crop or None}")
+
+
+def _interpolation(config: dict[str, Any], checkpoint: str) -> Interpolation:
+    names: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+    resample = int(config.get("resample", 2))
+    if resample not in names:
+        raise _unsupported(checkpoint, f"resample {resample}")
+    return names[resample]
+
+
+def _check_scaling(config: dict[str, Any], checkpoint: str) -> None:
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    if abs(factor * 255 - 1) > 1e-6:
+        raise _unsupported(checkpoint, f"rescale_factor {factor}")
+
+
+def _channels(values: float | list[float]) -> tuple[float, float, float]:
+    if isinstance(values, (int, float)):
+        return (float(values),) * 3
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _unsupported(checkpoint: str, found: str) -> UserError:
+    return UserError(
+        f"The image processor of {checkpoint!r} asks for {found}, which is not a resize to one square "
+        "input with values scaled to 0..1. Give the preprocessing with --model.image, or take a "
+        "checkpoint whose processor does that (ViT, DeiT, BEiT, Swin, DINOv2, ConvNeXt, ResNet)."
+    )

@@ -1,0 +1,109 @@
+"""Rows of a split as training, evaluation and prediction take them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vitcls.data.decode import decode
+from vitcls.data.splits import Split
+from vitcls.errors import BadImageError
+from vitcls.types import BadImage, Sample
+
+
+class Images(Protocol):
+    """Encoded images with names; what a new kind of source has to offer."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def read(self, position: int) -> bytes:
+        """The bytes of the image file at a position."""
+
+    def name(self, position: int) -> str:
+        """The file, or the row in words, for messages and predictions."""
+
+    def id(self, position: int) -> int:
+        """The row in its source."""
+
+
+class TableImages:
+    """The images of a split, read from its table."""
+
+    def __init__(self, split: Split) -> None:
+        undecoded = datasets.Image(decode=False)
+        column = split.table.select_columns([split.image_column])
+        self._table = column.cast_column(split.image_column, undecoded).select(split.rows)
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def read(self, position: int) -> bytes:
+        image = self._table[position][self._split.image_column]
+        if image is None:
+            raise BadImageError("the row has no image")
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+    def name(self, position: int) -> str:
+        image = self._table[position][self._split.image_column] or {}
+        row = f"row {self.id(position)} of {self._split.name}"
+        return f"{image['path']} ({row})" if image.get("path") else row
+
+    def id(self, position: int) -> int:
+        return int(self._split.rows[position])
+
+
+class FileImages:
+    """Image files."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, position: int) -> bytes:
+        return self._files[position].read_bytes()
+
+    def name(self, position: int) -> str:
+        return str(self._files[position])
+
+    def id(self, position: int) -> int:
+        return position
+
+
+class ImageRows(Dataset[Sample | BadImage]):
+    """Decoded and transformed images; one that cannot be read comes out as a BadImage.
+
+    Args:
+        images: where the bytes come from.
+        transform: (3, H, W) uint8 -> (3, S, S) uint8.
+        class_ids: (N,) int64 labels; None where there are none.
+    """
+
+    def __init__(
+        self, images: Images, transform: Callable[[Tensor], Tensor], class_ids: NDArray[np.int64] | None = None
+    ) -> None:
+        self.images = images
+        self._transform = transform
+        self._class_ids = class_ids
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Sample | BadImage:
+        row = self.images.id(position)
+        try:
+            pixels = decode(self.images.read(position))
+        except (BadImageError, OSError) as error:
+            return BadImage(self.images.name(position), row, str(error))
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        label = -1 if self._class_ids is None else int(self._class_ids[position])
+        return Sample(self._transform(tensor), label, row)

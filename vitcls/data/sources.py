@@ -1,0 +1,149 @@
+"""Where rows come from: the Hub, a local dataset, image folders, the embedded digits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from vitcls.data import digits
+from vitcls.errors import UserError, listing, suggestion
+
+DIGITS = "digits"
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A dataset with named splits.
+
+    Attributes:
+        name: Hub id, local folder that `datasets.load_dataset` understands, or `digits`.
+        config_name: configuration of a Hub dataset that has several.
+        revision: branch, tag or commit of a Hub dataset.
+    """
+
+    name: str
+    config_name: str | None = None
+    revision: str | None = None
+
+    def splits(self) -> list[str]:
+        """Names of the splits.
+
+        Raises:
+            UserError: the folder does not exist, or the Hub cannot be reached.
+        """
+        if self.name == DIGITS:
+            return ["train", "test"]
+        with self._explained():
+            return datasets.get_dataset_split_names(
+                self._path(), self.config_name, revision=self.revision
+            )
+
+    def load(self, split: str) -> datasets.Dataset:
+        """Rows of one split.
+
+        Args:
+            split: a name, or an expression such as `train[:5000]` or `train[90%:]`.
+
+        Raises:
+            UserError: no such split, no such folder, or the Hub cannot be reached.
+        """
+        base = split.split("[")[0].split("+")[0].strip()
+        if base not in (valid := self.splits()):
+            raise UserError(
+                f"{self.name!r} has no split {base!r}: it has {listing(valid)}"
+                f"{suggestion(base, valid)}. Choose with --data.train_split, --data.validation_split "
+                "or --data.test_split."
+            )
+        if self.name == DIGITS:
+            return _sliced(digits.load(base), split)
+        with self._explained():
+            return datasets.load_dataset(
+                self._path(), self.config_name, split=split, revision=self.revision
+            )
+
+    def _path(self) -> str:
+        path = Path(self.name).expanduser()
+        if path.exists():
+            return str(path)
+        if path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") > 1:
+            raise UserError(
+                f"The dataset folder {self.name!r} does not exist. Give an existing folder, a Hub id "
+                "(owner/name) or 'digits' with --data.dataset."
+            )
+        return self.name
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+            raise UserError(
+                f"The dataset {self.name!r} could not be had from the Hugging Face Hub "
+                f"({_first_line(error)}). Offline: give a local folder with --data.dataset (sub-folders "
+                "train and test with one folder for each class, or parquet files), --data.train_dir, or "
+                "the embedded 'digits'; or fetch it where there is a network with `hf download "
+                f"--repo-type dataset {self.name} --local-dir FOLDER`."
+            ) from error
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+            raise UserError(
+                f"The dataset {self.name!r} could not be read ({_first_line(error)}). It needs image "
+                "folders or parquet files, one sub-folder or file for each split; check "
+                "--data.dataset, --data.config_name and the split expressions."
+            ) from error
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder with one sub-folder of images for each class."""
+
+    folder: str
+
+    def load(self, split: str) -> datasets.Dataset:
+        """Rows of the folder, as the split called `split`.
+
+        Raises:
+            UserError: no such folder, no images in it, or no class folders.
+        """
+        folder = Path(self.folder).expanduser()
+        if not folder.is_dir():
+            raise UserError(
+                f"The image folder {self.folder!r} (--data.{split}_dir) does not exist. It should hold "
+                "one sub-folder of images for each class."
+            )
+        try:
+            return datasets.load_dataset(
+                "imagefolder", data_files={split: f"{folder}/**"}, split=split, drop_labels=False
+            )
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+            raise UserError(
+                f"The image folder {self.folder!r} (--data.{split}_dir) could not be read "
+                f"({_first_line(error)}). It should hold one sub-folder of images for each class."
+            ) from error
+
+
+Source = DatasetSource | FolderSource
+
+
+def _sliced(table: datasets.Dataset, split: str) -> datasets.Dataset:
+    """Apply the slice of a split expression to a table in memory."""
+    if split.strip() in ("train", "test"):
+        return table
+    base = split.split("[")[0].strip()
+    try:
+        (instruction,) = datasets.ReadInstruction.from_spec(split).to_absolute({base: len(table)})
+    except (ValueError, AssertionError, TypeError, KeyError) as error:
+        raise UserError(
+            f"The split expression {split!r} cannot be read; write it like 'train', 'train[:500]' or "
+            "'train[90%:]'."
+        ) from error
+    return table.select(range(instruction.from_ or 0, instruction.to or len(table)))
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+    text = str(cause or error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__

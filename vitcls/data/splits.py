@@ -1,0 +1,129 @@
+"""Which rows are trained, validated and tested on: chosen by seed, kept for the record."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcls.errors import UserError, listing
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a table, with their classes.
+
+    Attributes:
+        name: what it is for and where it comes from, such as `validation (from train)`.
+        table: the whole table, images not decoded.
+        rows: (N,) int64 rows of the table, ascending.
+        class_ids: (N,) int64 indices into the model's labels.
+        image_column: where the images are.
+        fingerprint: of the whole table, from `fingerprint`.
+    """
+
+    name: str
+    table: datasets.Dataset
+    rows: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+    image_column: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def carved(self, fraction: float, seed: int) -> tuple[Self, Self]:
+        """Split off a stratified share: (what remains, the share).
+
+        Raises:
+            UserError: the share would be empty.
+        """
+        share = stratified_sample(self.class_ids, round(fraction * len(self)), seed)
+        if not len(share):
+            raise UserError(
+                f"--data.validation_fraction {fraction} of {len(self)} images leaves nothing to "
+                "validate on; give a larger fraction or a validation set of its own."
+            )
+        rest = np.setdiff1d(np.arange(len(self)), share)
+        return self._only(rest, self.name), self._only(share, f"validation (from {self.name})")
+
+    def limited(self, most: int | None, seed: int) -> Self:
+        """A stratified sub-set of at most `most` rows."""
+        if most is None or most >= len(self):
+            return self
+        return self._only(stratified_sample(self.class_ids, most, seed), self.name)
+
+    def record(self) -> dict[str, Any]:
+        """What `splits.json` keeps of it."""
+        return {"source": self.name, "fingerprint": self.fingerprint, "rows": self.rows.tolist()}
+
+    def _only(self, positions: NDArray[np.int64], name: str) -> Self:
+        return type(self)(
+            name, self.table, self.rows[positions], self.class_ids[positions], self.image_column, self.fingerprint
+        )
+
+
+def stratified_sample(class_ids: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Choose `count` positions so that each class keeps its share, to within one row.
+
+    The k-th row of a shuffled class of n rows stands at (k + 1/2) / n; the `count` rows that stand
+    lowest are taken (systematic sampling; Cochran, Sampling Techniques, chapter 8). A class of one
+    row is taken last, so that a validation share never takes a class away from training.
+
+    Args:
+        class_ids: (N,) class of each row.
+        count: how many, 0..N.
+        seed: of the choice; the same seed gives the same rows.
+
+    Returns:
+        (count,) positions, ascending.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(class_ids))
+    stands = np.empty(len(class_ids))
+    for class_id in np.unique(class_ids):
+        members = shuffled[class_ids[shuffled] == class_id]
+        stands[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = shuffled[np.argsort(stands[shuffled], kind="stable")]
+    return np.sort(order[:count])
+
+
+def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], ids: NDArray[np.int64]) -> str:
+    """A digest of the rows' classes and files: another order, row or label gives another digest.
+
+    Pixels are not read (at 100,000 photos that would cost minutes), and of a path only the file's
+    name, so that the same folder at another place is the same data.
+    """
+    digest = hashlib.sha256(repr((len(table), list(table.features), names)).encode())
+    digest.update(np.ascontiguousarray(ids))
+    for batch in table.select_columns([image_column]).with_format("arrow").iter(1000):
+        for chunk in batch[image_column].chunks:  # a chunk's field is a view: no image is copied
+            paths = chunk.field("path").to_pylist()
+            digest.update("\n".join(Path(path or "").name for path in paths).encode())
+    return digest.hexdigest()
+
+
+def matched(names: list[str], ids: NDArray[np.int64], labels: list[str], where: str) -> NDArray[np.int64]:
+    """Class ids of a table -> ids of the model's labels, by name.
+
+    Args:
+        names: the table's classes.
+        ids: (N,) indices into `names`.
+        labels: the model's classes, in output order.
+        where: the split, for messages.
+
+    Raises:
+        UserError: a class that occurs in the rows is none of the labels.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    unknown = [names[i] for i in np.unique(ids) if names[i] not in index]
+    if unknown:
+        raise UserError(
+            f"The {where} data has {len(unknown)} classes that the model does not know: "
+            f"{listing(unknown, 8)}. The model's {len(labels)} classes: {listing(labels, 8)}. Give data "
+            "with the model's classes, or train a model on these."
+        )
+    to_label = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    return to_label[ids]

@@ -1,0 +1,28 @@
+"""What goes wrong through the user's words or files, told in one readable sentence."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the message says what was found, what is valid, what to do.
+
+    The command line prints the message alone; a traceback is for mistakes of ours.
+    """
+
+
+class BadImageError(ValueError):
+    """An image that cannot be decoded; the message is the cause, without the file's name."""
+
+
+def suggestion(word: str, valid: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: `; did you mean X?`, or nothing."""
+    close = get_close_matches(word, list(valid), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def listing(words: Iterable[str], most: int = 12) -> str:
+    """Words for a sentence, comma separated, at most `most` of them and a count of the others."""
+    words = list(words)
+    shown = ", ".join(words[:most])
+    return shown if len(words) <= most else f"{shown}, ... ({len(words) - most} more)"

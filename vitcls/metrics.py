@@ -1,0 +1,42 @@
+"""The figures that every stage reports, from one place."""
+
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+
+
+class BalancedAccuracy(MulticlassStatScores):
+    """Mean recall over the classes that occur in the targets, in 0..1.
+
+    torchmetrics' macro accuracy counts a class that was predicted but does not occur as recall 0; a
+    small validation set without some class would be punished for it. This is scikit-learn's
+    `balanced_accuracy_score`.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes=num_classes, average=None, validate_args=False)
+
+    def compute(self) -> Tensor:
+        """The mean recall, a float32 scalar."""
+        found = self._final_state()[0].float()
+        missed = self._final_state()[3].float()
+        occurs = found + missed > 0
+        return (found[occurs] / (found + missed)[occurs]).mean()
+
+
+def accuracy_metrics(num_classes: int, prefix: str) -> MetricCollection:
+    """`accuracy`, `top5` and `macro_accuracy` under a prefix such as `val/`.
+
+    Args:
+        num_classes: K; with fewer than five, top5 is top-K and always 1.
+        prefix: put before each name.
+
+    Each takes logits (B, K) float and labels (B,) int64, and is exact over any number of processes.
+    """
+    top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro", validate_args=False)
+    metrics = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+        "top5": top5,
+        "macro_accuracy": BalancedAccuracy(num_classes),
+    }
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)

@@ -1,0 +1,1 @@
+"""The classifier: a network of transformers, its adapters, its training step."""

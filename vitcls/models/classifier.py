@@ -1,0 +1,349 @@
+"""The LightningModule: a transformers image classifier, how it is trained, measured and kept."""
+
+import logging
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's own name for it
+from torchmetrics import MetricCollection
+
+import vitcls
+from vitcls.data.preprocess import ImageSpec, spec_of_checkpoint, spec_of_size
+from vitcls.errors import UserError, listing
+from vitcls.metrics import accuracy_metrics
+from vitcls.models.adapters import LoRA, add_lora
+from vitcls.models.network import (
+    config_of_architecture,
+    explained,
+    from_architecture,
+    from_checkpoint,
+    frozen_digest,
+    head_names,
+    hold_frozen_statistics,
+    labels_of_config,
+    load_config,
+    train_head_only,
+)
+from vitcls.optim import (
+    AccumulationWindow,
+    OptimizerFactory,
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    keep_configured_rates,
+    parameter_groups,
+)
+from vitcls.types import Batch, Predictions
+
+log = logging.getLogger(__name__)
+
+TOP = 5  # how many classes a prediction keeps
+RECORD = "vitcls"  # key of what a checkpoint says about itself
+
+
+class ViTClassifier(LightningModule):
+    """An image classifier: ViTForImageClassification, or any other of transformers' classifiers.
+
+    The network is built in `configure_model`, when the data's classes are known. What was learned
+    from the data (`labels`, `image`) is written into the hyper-parameters, so that a checkpoint
+    stands on its own.
+
+    Args:
+        checkpoint: pretrained network, Hub id or folder; ViT, DeiT, BEiT, Swin, DINOv2, ResNet,
+            ConvNeXt and others that `AutoModelForImageClassification` loads.
+        revision: of the Hub repository.
+        architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
+            that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
+        adapter: LoRA; not given: no adapter.
+        train: without an adapter, what is trained: `all` weights or the `head` only.
+        lr: peak learning rate.
+        weight_decay: of weight matrices; biases and norms do not decay.
+        warmup_steps: optimiser steps of linear warm-up.
+        warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
+        schedule: of the learning rate after the warm-up.
+        optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
+            `weight_decay`.
+        labels: names of the classes in output order. Not given: the training data's.
+        image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        revision: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        adapter: LoRA | None = None,
+        train: Literal["all", "head"] = "all",
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int | None = None,
+        warmup_fraction: float = 0.1,
+        schedule: Schedule = "cosine",
+        optimizer: OptimizerFactory | None = None,
+        labels: list[str] | None = None,
+        image: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_arguments(checkpoint, architecture, adapter, train, lr)
+        self.save_hyperparameters(ignore=["optimizer"])
+        if is_dataclass(adapter):  # checkpoints are read with weights_only=True: plain values only
+            self.hparams["adapter"] = asdict(adapter)
+        self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
+        self._optimizer_factory = optimizer
+        self._keeps_trained_only = checkpoint is not None and (adapter is not None or train == "head")
+        self._frozen_digest = ""
+        self._image_spec: ImageSpec | None = None
+        self.network: Any = None
+
+    # -- what the data asks for -------------------------------------------------------------
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Class names in output order, or None until the training data says them.
+
+        A checkpoint that is validated or predicted with, without training, brings its own.
+        """
+        if self.hparams["labels"]:
+            return list(self.hparams["labels"])
+        if self._is_fitting() or self.hparams["checkpoint"] is None:
+            return None
+        return labels_of_config(load_config(self.hparams["checkpoint"], self.hparams["revision"]))
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The preprocessing: recorded, or the checkpoint's, or that of the architecture's input size."""
+        if self._image_spec is None:
+            self._image_spec = self._find_image_spec()
+        return self._image_spec
+
+    def _find_image_spec(self) -> ImageSpec:
+        if self.hparams["image"] is not None:
+            return _spec_of_record(self.hparams["image"])
+        checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
+        if checkpoint is None:
+            return spec_of_size(config_of_architecture(self.hparams["architecture"]).image_size)
+        load_config(checkpoint, revision)
+        with explained(checkpoint):
+            return spec_of_checkpoint(checkpoint, revision)
+
+    # -- building ---------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the network for the labels of the checkpoint or the data; once."""
+        if self.network is not None:
+            return
+        labels = self._settle_labels()
+        with torch.device("cpu"):  # the new head's random weights are the same on every device
+            self.network = self._build(labels)
+        if self._keeps_trained_only:
+            self._frozen_digest = frozen_digest(self.network)
+        self._metrics = nn.ModuleDict(
+            {f"{stage}_metrics": accuracy_metrics(len(labels), f"{stage}/") for stage in ("train", "val", "test")}
+        )
+        trainable, total = self.parameter_counts()
+        log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trainable, all) parameters of the network."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
+        return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+    def _settle_labels(self) -> list[str]:
+        datamodule = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        labels = getattr(datamodule, "labels", None) or self.labels
+        if not labels:
+            raise UserError(
+                "The model has no classes yet: nothing has been trained. Give a run folder or .ckpt with "
+                "--ckpt_path, or a fine-tuned --model.checkpoint that has class names."
+            )
+        self.hparams["labels"] = list(labels)
+        self._image_spec = getattr(datamodule, "image_spec", None) or self.image_spec
+        self.hparams["image"] = _record_of_spec(self._image_spec)
+        return list(labels)
+
+    def _build(self, labels: list[str]) -> Any:
+        checkpoint = self.hparams["checkpoint"]
+        if checkpoint is None:
+            return from_architecture(self.hparams["architecture"], labels)
+        network = from_checkpoint(checkpoint, self.hparams["revision"], labels)
+        if self._lora is not None:
+            network = add_lora(network, self._lora, head_names(network))
+        elif self.hparams["train"] == "head":
+            train_head_only(network)
+        hold_frozen_statistics(network)
+        return network
+
+    # -- forward and steps ------------------------------------------------------------------
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) float -> logits (B, K) float."""
+        return self.network(pixel_values=pixel_values).logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of a batch, weighed for its accumulation window."""
+        loss = self._measure("train", batch)
+        self.log("train/loss_step", loss, prog_bar=True)
+        return self._window.weigh(loss, len(batch["labels"]))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Measure a batch."""
+        self._measure("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Measure a batch."""
+        self._measure("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:  # noqa: ARG002
+        """The best classes of each image, at most five."""
+        top = min(TOP, len(self.hparams["labels"]))
+        if len(batch["ids"]):
+            best = self(batch["pixel_values"]).float().softmax(-1).topk(top)
+            scores, classes = best.values, best.indices
+        else:
+            scores, classes = torch.empty(0, top), torch.empty(0, top, dtype=torch.int64)
+        return Predictions(ids=batch["ids"], scores=scores, classes=classes, bad=batch["bad"])
+
+    def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
+        """Cross entropy (mean over B) of a batch, logged with the metrics of its stage."""
+        labels = batch["labels"]
+        logits = self(batch["pixel_values"]).float()
+        loss = F.cross_entropy(logits, labels)
+        metrics = self._metrics_of(stage)
+        metrics.update(logits.detach(), labels)
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(labels), prog_bar=stage != "train")
+        return loss
+
+    def _metrics_of(self, stage: str) -> MetricCollection:
+        metrics = self._metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    # -- optimisation -----------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
+        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups())
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = self._warmup_steps(total)
+        scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Start with an empty window, at the configured rates also after a resume."""
+        loader = self.trainer.train_dataloader
+        self._window = AccumulationWindow(getattr(loader, "batch_size", None) or 1)
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Make the accumulated gradient the mean over the window's images."""
+        images: float = self._window.images
+        if self.trainer.world_size > 1:
+            count = torch.tensor(images, dtype=torch.float32, device=self.device)
+            images = float(self.trainer.strategy.reduce(count, reduce_op="mean"))
+        factor = self._window.close(self.trainer.accumulate_grad_batches, images)
+        if factor != 1.0:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.network, self.hparams["lr"], self.hparams["weight_decay"])
+
+    def _warmup_steps(self, total: int) -> int:
+        steps = self.hparams["warmup_steps"]
+        if steps is None:
+            return round(self.hparams["warmup_fraction"] * total)
+        if steps >= total:
+            log.warning(
+                "--model.warmup_steps %d is not below the %d optimiser steps of this training: the learning "
+                "rate never reaches --model.lr", steps, total,
+            )
+        return steps
+
+    # -- keeping ----------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained where the rest can be had again, and the figures of the moment."""
+        if self._keeps_trained_only:
+            trained = self._trained_names()
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint[RECORD] = {
+            "version": vitcls.__version__,
+            "frozen_digest": self._frozen_digest,
+            "precision": str(self.trainer.precision),
+            "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse adapters or heads that were trained on other frozen weights.
+
+        Raises:
+            UserError: the checkpoint is not of vitcls, or the frozen weights differ.
+        """
+        record = checkpoint.get(RECORD)
+        if record is None:
+            raise UserError("The checkpoint was not written by vitcls; give a run folder or a .ckpt of one.")
+        if record["frozen_digest"] != self._frozen_digest:
+            raise UserError(
+                f"The weights of --model.checkpoint {self.hparams['checkpoint']!r} are not those that this "
+                "run was trained on, so its trained part does not fit; give the original checkpoint."
+            )
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; where only the trained part is kept, exactly that part must be there.
+
+        Raises:
+            UserError: a trained weight is missing.
+        """
+        if not self._keeps_trained_only:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        missing = sorted(self._trained_names() - set(state_dict))
+        if missing:
+            raise UserError(f"The checkpoint lacks {len(missing)} trained weights: {listing(missing, 3)}.")
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        return type(found)(missing_keys=[], unexpected_keys=found.unexpected_keys)
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+
+
+def _check_arguments(
+    checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, lr: float
+) -> None:
+    if (checkpoint is None) == (architecture is None):
+        raise UserError(
+            "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
+            "--model.architecture (a network from scratch), and not both; set the other to null."
+        )
+    if architecture is not None and (adapter is not None or train == "head"):
+        raise UserError(
+            "--model.architecture starts from random weights, which an adapter or a head alone cannot make "
+            "up for; give a pretrained --model.checkpoint, or train all weights."
+        )
+    if adapter is not None and train == "head":
+        raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")
+    if lr <= 0:
+        raise UserError(f"--model.lr is {lr}; it must be above 0.")
+
+
+def _record_of_spec(spec: ImageSpec) -> dict[str, Any]:
+    """An ImageSpec as plain values."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+
+
+def _spec_of_record(record: dict[str, Any]) -> ImageSpec:
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    try:
+        return ImageSpec(**fields)
+    except TypeError as error:
+        valid = listing(ImageSpec.__dataclass_fields__)
+        raise UserError(f"--model.image {record} does not have exactly the fields {valid}.") from error

@@ -1,0 +1,116 @@
+"""The `model/` folder of a run: what anyone can load with plain transformers and peft."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from vitcls.data.preprocess import processor_of_spec
+from vitcls.models.classifier import ViTClassifier
+from vitcls.models.network import quiet_transformers
+
+# float32 on one machine: a reload that computes the same thing differs by 0; merged or fused
+# kernels by 2e-6 at most.
+TOLERANCE = 1e-5
+
+
+def write_model_folder(model: ViTClassifier, folder: Path) -> None:
+    """Write weights (or adapter and head), labels, image processor and a model card.
+
+    Args:
+        model: trained.
+        folder: made if need be.
+    """
+    network = model.network
+    adapted = isinstance(network, PeftModel)
+    with quiet_transformers():
+        network.save_pretrained(folder)
+    if adapted:
+        network.get_base_model().config.save_pretrained(folder)  # peft keeps no labels
+    processor_of_spec(model.image_spec).save_pretrained(folder)
+    (folder / "README.md").write_text(_card(model, adapted), encoding="utf-8")
+
+
+def load_model_folder(folder: Path) -> Any:
+    """Load such a folder with nothing but transformers and peft; float32, eval mode.
+
+    Args:
+        folder: from `write_model_folder`.
+    """
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder)
+        if not (folder / "adapter_config.json").is_file():
+            return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        adapter = PeftConfig.from_pretrained(folder)
+        base = AutoModelForImageClassification.from_pretrained(
+            adapter.base_model_name_or_path,
+            revision=adapter.revision,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the base's own head, which the adapter's replaces
+        )
+        return PeftModel.from_pretrained(base, folder).eval()
+
+
+@torch.inference_mode()
+def reload_difference(model: ViTClassifier, folder: Path, pixel_values: Tensor) -> float:
+    """Largest difference of a logit between the model in memory and the folder, reloaded.
+
+    Args:
+        model: in memory; it is left in the mode that it was in.
+        folder: from `write_model_folder`.
+        pixel_values: (B, 3, S, S) float32 normalised, on the CPU.
+    """
+    was_training = model.training
+    ours = model.eval().cpu()(pixel_values)
+    model.train(was_training)
+    theirs = load_model_folder(folder)(pixel_values=pixel_values).logits
+    return (ours - theirs).abs().max().item()
+
+
+def _card(model: ViTClassifier, adapted: bool) -> str:
+    labels = "\n".join(f"- {label}" for label in model.hparams["labels"])
+    loading = _LOAD_ADAPTER if adapted else _LOAD_FULL
+    base = model.hparams["checkpoint"] or "none: trained from scratch"
+    return f"""---
+library_name: {"peft" if adapted else "transformers"}
+pipeline_tag: image-classification
+---
+
+# Image classifier
+
+Trained with vitcls. Base: {base}.
+
+## Load it
+
+```python
+{loading}
+```
+
+## Classes
+
+{labels}
+"""
+
+
+_LOAD_FULL = '''from transformers import pipeline
+
+classify = pipeline("image-classification", "PATH/OF/THIS/FOLDER")
+print(classify("photo.jpg"))'''
+
+_LOAD_ADAPTER = '''from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+folder = "PATH/OF/THIS/FOLDER"
+base = AutoModelForImageClassification.from_pretrained(
+    PeftConfig.from_pretrained(folder).base_model_name_or_path,
+    config=AutoConfig.from_pretrained(folder),
+    ignore_mismatched_sizes=True,
+)
+model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+processor = AutoImageProcessor.from_pretrained(folder)
+classify = pipeline("image-classification", model=model, image_processor=processor)
+print(classify("photo.jpg"))'''

@@ -1,0 +1,205 @@
+"""transformers' image classifiers: from a checkpoint or from scratch, with the head that the labels need."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from vitcls.errors import UserError, listing, suggestion
+
+
+def load_config(checkpoint: str, revision: str | None = None) -> PretrainedConfig:
+    """A checkpoint's configuration.
+
+    Raises:
+        UserError: no such checkpoint, no configuration in it, or the Hub cannot be reached.
+    """
+    path = Path(checkpoint).expanduser()
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"--model.checkpoint {checkpoint!r} is an adapter without its base weights. Give the run "
+            "folder that it stands in with --ckpt_path instead, or the base as --model.checkpoint."
+        )
+    if not path.is_dir() and (path.is_absolute() or checkpoint[:1] in "~." or checkpoint.count("/") > 1):
+        raise UserError(
+            f"The checkpoint folder {checkpoint!r} does not exist. Give a folder in transformers' "
+            "format or a Hub id such as google/vit-base-patch16-224-in21k with --model.checkpoint."
+        )
+    with explained(checkpoint):
+        return AutoConfig.from_pretrained(checkpoint, revision=revision)
+
+
+def labels_of_config(config: PretrainedConfig) -> list[str] | None:
+    """Class names in output order, or None where the checkpoint was never given names."""
+    names = [config.id2label[i] for i in sorted(config.id2label)]
+    unnamed = [f"LABEL_{i}" for i in range(len(names))]
+    return None if names == unnamed else names
+
+
+def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str]) -> Any:
+    """A pretrained network in float32, in training mode, with a head for the labels.
+
+    The checkpoint's head is kept where it has the same classes in the same order; otherwise the
+    head starts anew. Everything else must be in the checkpoint.
+
+    Args:
+        checkpoint: Hub id or folder.
+        revision: of the Hub repository.
+        labels: class names in output order.
+
+    Raises:
+        UserError: it cannot be had, is no image classifier, or lacks weights of its backbone.
+    """
+    config = load_config(checkpoint, revision)
+    same_classes = labels_of_config(config) == labels
+    _set_labels(config, labels)
+    with explained(checkpoint), quiet_transformers():
+        network, report = AutoModelForImageClassification.from_pretrained(
+            checkpoint,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,  # without it the checkpoint's own dtype is taken
+            ignore_mismatched_sizes=True,  # a head for other classes; the rest is checked below
+            output_loading_info=True,
+        )
+    _check_backbone_is_whole(network, report, checkpoint)
+    if not same_classes:
+        _reset_head(network)
+    return network.train()  # from_pretrained returns eval mode, and Lightning leaves that as it is
+
+
+def from_architecture(architecture: dict[str, Any], labels: list[str]) -> Any:
+    """A network with random weights, in training mode.
+
+    Args:
+        architecture: `model_type` (vit, deit, swin, ...) and fields of that type's configuration.
+        labels: class names in output order.
+
+    Raises:
+        UserError: an unknown model type or field.
+    """
+    config = config_of_architecture(architecture)
+    _set_labels(config, labels)
+    try:
+        return AutoModelForImageClassification.from_config(config, dtype=torch.float32).train()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--model.architecture {architecture} makes no image classifier: {error}") from error
+
+
+def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
+    """The configuration that an `architecture` argument stands for.
+
+    Raises:
+        UserError: an unknown model type or field.
+    """
+    fields = dict(architecture)
+    model_type = str(fields.pop("model_type", "vit"))
+    try:
+        defaults = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise UserError(
+            f"--model.architecture.model_type {model_type!r} is unknown"
+            f"{suggestion(model_type, ['vit', 'deit', 'beit', 'swin', 'dinov2', 'convnext', 'resnet'])}."
+        ) from error
+    unknown = [name for name in fields if not hasattr(defaults, name)]
+    if unknown:
+        valid = [name for name in defaults.to_dict() if not name.startswith("_")]
+        raise UserError(
+            f"--model.architecture has no field {unknown[0]!r} for {model_type!r}"
+            f"{suggestion(unknown[0], valid)}. Its fields: {listing(valid, 40)}."
+        )
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def head_names(network: Any) -> list[str]:
+    """Names of the modules on top of the backbone, those with parameters."""
+    return [
+        name
+        for name, module in network.named_children()
+        if name != network.base_model_prefix and any(True for _ in module.parameters())
+    ]
+
+
+def train_head_only(network: Any) -> None:
+    """Freeze everything below the head."""
+    network.requires_grad_(False)
+    for name in head_names(network):
+        network.get_submodule(name).requires_grad_(True)
+
+
+def hold_frozen_statistics(network: nn.Module) -> None:
+    """Put batch norms whose weights are frozen into eval mode, or their averages would drift."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+            parameter.requires_grad for parameter in module.parameters()
+        ):
+            module.eval()
+
+
+def frozen_digest(network: nn.Module) -> str:
+    """A digest of the frozen weights: what a checkpoint without them was trained on top of."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(network.named_parameters()):
+        # peft keeps the untrained head aside as `original_module`; it is random and never used.
+        if not parameter.requires_grad and ".original_module." not in name:
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the load report of transformers: what it reports is checked, and raised, here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def explained(checkpoint: str) -> Iterator[None]:
+    """Turn what transformers raises for a checkpoint that cannot be had into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(
+            f"The checkpoint {checkpoint!r} could not be loaded ({reason}). Offline: give a local folder "
+            "in transformers' format with --model.checkpoint, or fetch it where there is a network with "
+            f"`hf download {checkpoint} --local-dir FOLDER`."
+        ) from error
+
+
+def _set_labels(config: PretrainedConfig, labels: list[str]) -> None:
+    # Both maps, and no num_labels: a num_labels that differs would wipe the names.
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+
+
+def _check_backbone_is_whole(network: Any, report: dict[str, Any], checkpoint: str) -> None:
+    prefix = f"{network.base_model_prefix}."
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
+    lost = sorted(key for key in (*report["missing_keys"], *mismatched) if key.startswith(prefix))
+    if lost:
+        raise UserError(
+            f"The checkpoint {checkpoint!r} lacks {len(lost)} weights of its backbone ({listing(lost, 3)}); "
+            "they would start at random. Give a checkpoint that is whole."
+        )
+
+
+def _reset_head(network: Any) -> None:
+    for name in head_names(network):
+        for module in network.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                # As transformers initialises new heads: ViT, Dosovitskiy et al. 2020, keeps them small.
+                nn.init.normal_(module.weight, std=network.config.initializer_range)
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,124 @@
+"""The folder of a run: its name, what lies in it, and which checkpoint a path means."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vitcls.errors import UserError, listing
+
+CONFIG = "config.yaml"
+SPLITS = "splits.json"
+METRICS = "metrics.json"
+HISTORY = "metrics.csv"
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file, and the run folder that it stands in, if it stands in one."""
+
+    file: Path
+    run: Path | None
+
+
+def claim_run_folder(root: Path, name: str) -> Path:
+    """Make a new folder for a run: `name`, or `name-v1`, `name-v2`, ... where that exists.
+
+    Two runs that start at once get two folders: mkdir lets only one of them have a name.
+
+    Raises:
+        UserError: the name is not that of a single folder.
+    """
+    if not name or Path(name).name != name:
+        raise UserError(f"--run_name {name!r} must be the name of one folder; its place is --trainer.default_root_dir.")
+    root.mkdir(parents=True, exist_ok=True)
+    version = 0
+    while True:
+        folder = root / (f"{name}-v{version}" if version else name)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            version += 1
+        else:
+            return folder
+
+
+def find_checkpoint(path: str, verb: str) -> Checkpoint:
+    """What `--ckpt_path` means: a .ckpt, or the last (fit) or best (otherwise) one of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return Checkpoint(_checkpoint_of_run(place, verb), place)
+    if place.is_file():
+        folder = place.parent
+        return Checkpoint(place, folder if (folder / CONFIG).is_file() else None)
+    raise UserError(
+        f"--ckpt_path {path!r} does not exist; give a run folder or a .ckpt file{_known_runs(place.parent)}."
+    )
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The content of a checkpoint; nothing in it is ever executed.
+
+    Raises:
+        UserError: not a checkpoint, or a damaged one.
+    """
+    try:
+        content = torch.load(checkpoint.file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for broken archives
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"The checkpoint {checkpoint.file} cannot be read ({reason}); it may be damaged.") from error
+    if not isinstance(content, dict) or "hyper_parameters" not in content:
+        raise UserError(f"{checkpoint.file} is not a checkpoint of a vitcls run.")
+    return content
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration that a run was started with; empty where none was kept."""
+    file = run / CONFIG
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def keep_aside(file: Path) -> None:
+    """Rename a file that is to be written anew: config.yaml becomes config.1.yaml, .2, ..."""
+    number = 1
+    while file.exists() and (aside := file.with_suffix(f".{number}{file.suffix}")):
+        if not aside.exists():
+            file.rename(aside)
+        number += 1
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """The content of `metrics.json`; empty where there is none."""
+    file = run / METRICS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def write_metrics(run: Path, section: str, figures: dict[str, Any]) -> None:
+    """Put a section into `metrics.json`, leaving the others as they are."""
+    content = {**read_metrics(run), section: figures}
+    (run / METRICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _checkpoint_of_run(run: Path, verb: str) -> Path:
+    wanted = LAST if verb == "fit" else BEST
+    if (run / wanted).is_file():
+        return run / wanted
+    there = sorted(f.name for f in run.glob("*.ckpt"))
+    if there:
+        raise UserError(f"The run {run} has no {wanted}, but {listing(there)}; give that file with --ckpt_path.")
+    raise UserError(f"The folder {run} holds no checkpoint{_known_runs(run)}.")
+
+
+def _known_runs(root: Path) -> str:
+    runs = sorted({str(f.parent) for f in root.glob("*/*.ckpt")}) if root.is_dir() else []
+    return f" (runs there: {listing(runs)})" if runs else ""

@@ -1,0 +1,70 @@
+"""The shapes that travel between the parts, and the letters they are described with.
+
+B   images in a batch             K   classes
+S   side of the network's input   H, W   height and width of a stored image
+N   rows of a split               T   how many of the best classes a prediction keeps
+"""
+
+from typing import NamedTuple, TypedDict
+
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One image on its way to a batch.
+
+    Attributes:
+        pixels: (3, S, S) uint8 RGB.
+        label: index of its class in the model's labels; -1 where there is none (predict).
+        id: its row in the split.
+    """
+
+    pixels: Tensor
+    label: int
+    id: int
+
+
+class BadImage(NamedTuple):
+    """One image that could not be decoded.
+
+    Attributes:
+        name: file, or the row in words.
+        id: its row in the split.
+        cause: why, in a few words.
+    """
+
+    name: str
+    id: int
+    cause: str
+
+
+class Batch(TypedDict):
+    """What a data loader gives, and what a step takes.
+
+    Keys:
+        pixel_values: (B, 3, S, S); uint8 in 0..255 until it is on the device, float32 normalised after.
+        labels: (B,) int64 class indices; -1 where there is none (predict).
+        ids: (B,) int64 rows of the split.
+        bad: the images that could not be decoded and are not among the B.
+    """
+
+    pixel_values: Tensor
+    labels: Tensor
+    ids: Tensor
+    bad: list[BadImage]
+
+
+class Predictions(TypedDict):
+    """What a predict step gives.
+
+    Keys:
+        ids: (B,) int64 rows of the input.
+        scores: (B, T) float32 probabilities in 0..1, best first.
+        classes: (B, T) int64 class indices, best first.
+        bad: the images of the batch that could not be decoded.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    classes: Tensor
+    bad: list[BadImage]
