@@ -16,6 +16,7 @@ VERBS = {
     "predict": "classify image files, one row of a CSV for each",
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
+SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 
@@ -24,6 +25,7 @@ _NOT_FOR_USERS: list[tuple[type[Warning], str]] = [
     (DeprecationWarning, ""),  # between libraries
     (FutureWarning, ""),
     (UserWarning, "Checkpoint directory .* exists and is not empty"),  # the run folder, just made
+    (UserWarning, "Be aware that when using `ckpt_path`, callbacks used"),  # fit's, in another verb
     (UserWarning, "The number of training batches .* is smaller than the logging interval"),
     (UserWarning, "The '.*_dataloader' does not have many workers"),  # `num_workers` is chosen, or said
 ]
@@ -48,6 +50,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         return _run(words)
     except UserError as error:
+        if os.environ.get(SHOW_TRACEBACKS):
+            raise
         _tell(str(error))
         return MISTAKE
     except KeyboardInterrupt:
@@ -59,10 +63,10 @@ def _run(words: list[str]) -> int:
     verb = words[0]
     if verb not in VERBS:
         raise UserError(f"{verb!r} is none of the verbs {', '.join(VERBS)}{suggestion(verb, VERBS)}.")
-    from vitcls.cli import VitclsCLI  # 5 s of imports, which --help must not pay for
+    from vitcls.cli import run_verb  # 5 s of imports, which --help must not pay for
 
     _configure_logging()
-    VitclsCLI(words)
+    run_verb(words)
     return 0
 
 

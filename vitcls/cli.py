@@ -3,33 +3,35 @@
 import logging
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vitcls import records, runs
 from vitcls.callbacks import ConfiguredPatience, GracefulInterrupt, PredictionWriter, RunCheckpoint
+from vitcls.data.choice import SourceChoice
 from vitcls.data.datamodule import ImageDataModule
-from vitcls.errors import UserError, suggestion
+from vitcls.errors import UserError
 from vitcls.models.classifier import RECORD, ViTClassifier
+from vitcls.wording import sentence
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ROOT = "checkpoints"
 DEFAULT_OUTPUT = "predictions.csv"
 DEFAULT_EPOCHS = 10
-SOURCE_KEYS = (
-    "dataset", "config_name", "revision",
-    "train_dir", "validation_dir", "test_dir",
-    "train_split", "validation_split", "test_split",
-)  # fmt: skip
+SOURCE_KEYS = {field.name for field in fields(SourceChoice)}
+# A guessed option is a silent one, and a parser that exits prints a page before the reason.
+PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 TRAINER_DEFAULTS = {
     "default_root_dir": DEFAULT_ROOT,
     "enable_model_summary": False,  # the start-up line says what it says
@@ -42,11 +44,11 @@ TRAINER_DEFAULTS = {
 class RunRecord(SaveConfigCallback):
     """Writes config.yaml and splits.json of a fit, before its first step."""
 
-    def __init__(self, *args: Any, run: Path | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, run: Path | None = None) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self._run = run
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both; earlier ones of a resumed run are kept beside them."""
         if stage != "fit" or self._run is None:
             return
@@ -59,13 +61,15 @@ class VitclsCLI(LightningCLI):
 
     Args:
         args: words of the command line, the verb first.
+        claimed: takes the folder that a fit makes for itself.
 
     Raises:
         UserError: a mistake in the words or in what they name.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], claimed: list[Path]) -> None:
         self.checkpoint: runs.Checkpoint | None = None
+        self._claimed = claimed
         self.run: Path | None = None
         super().__init__(
             ViTClassifier,
@@ -73,7 +77,7 @@ class VitclsCLI(LightningCLI):
             save_config_callback=RunRecord,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=42,
-            parser_kwargs={"exit_on_error": False, **{v: {"exit_on_error": False} for v in self.subcommands()}},
+            parser_kwargs={**PARSER_OPTIONS, **{verb: dict(PARSER_OPTIONS) for verb in self.subcommands()}},
             auto_configure_optimizers=False,
             args=args,
         )
@@ -97,7 +101,7 @@ class VitclsCLI(LightningCLI):
 
         So the user's words and configs always beat the checkpoint's.
         """
-        config = _parse(parser, args)
+        config = self._parse(parser, args)
         verb = config.subcommand
         path = config[verb].ckpt_path
         if path is not None:
@@ -116,7 +120,14 @@ class VitclsCLI(LightningCLI):
             file = Path(folder) / "checkpoint.yaml"
             file.write_text(yaml.safe_dump(defaults), encoding="utf-8")
             self._subcommand_parsers[verb].default_config_files = [str(file)]
-            return _parse(parser, args)
+            return self._parse(parser, args)
+
+    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> Namespace:
+        try:
+            return parser.parse_args(args)
+        except ArgumentError as error:
+            options = self._subcommand_parsers[args[0]].get_defaults(skip_validation=True).keys()
+            raise UserError(sentence(str(error), options)) from error
 
     # -- objects ----------------------------------------------------------------------------
 
@@ -153,17 +164,32 @@ class VitclsCLI(LightningCLI):
             return self.checkpoint.run
         root = Path(self._get(self.config_init, "trainer").default_root_dir)
         name = self._get(self.config_init, "run_name")
-        return runs.claim_run_folder(root, name) if rank_zero_only.rank == 0 else root / name
+        if not _is_first_process():
+            return root / name  # nothing is written by the other processes
+        self._claimed.append(runs.claim_run_folder(root, name))
+        return self._claimed[-1]
 
     # -- before and after the verbs -----------------------------------------------------------
 
     def before_fit(self) -> None:
         """Keep the learning curves of the run that is resumed."""
-        if self.run is not None and rank_zero_only.rank == 0:
+        if self.run is not None and _is_first_process():
             records.restore_history(self.trainer.loggers, self.run)
 
     def after_fit(self) -> None:
-        """From the best weights: `model/`, checked by a reload, and the figures."""
+        """From the best weights: `model/`, checked by a reload, and the figures.
+
+        Raises:
+            UserError: a resumed run that had nothing left to train.
+        """
+        if (
+            self.checkpoint is not None
+            and self.trainer.global_step == runs.read_checkpoint(self.checkpoint)["global_step"]
+        ):
+            raise UserError(
+                f"{self.checkpoint.file} has had its {self.trainer.max_epochs} epochs: nothing was trained. Give "
+                "more with --trainer.max_epochs (or max_steps)."
+            )
         if self.run is not None and self.trainer.is_global_zero:
             records.write_end(self.run, self.datamodule)
             log.info("run folder: %s", self.run)
@@ -174,15 +200,26 @@ class VitclsCLI(LightningCLI):
             records.write_test(self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics)
 
 
-def _parse(parser: LightningArgumentParser, args: Any) -> Namespace:
+def run_verb(words: list[str]) -> None:
+    """Run fit, validate, test or predict; a run folder in which nothing was trained is removed.
+
+    Args:
+        words: of the command line, the verb first.
+
+    Raises:
+        UserError: a mistake of the user.
+        KeyboardInterrupt: Ctrl-C, after everything was put in order.
+    """
+    claimed: list[Path] = []
     try:
-        return parser.parse_args(args)
-    except ArgumentError as error:
-        raise UserError(_sentence(str(error), parser)) from error
-
-
-def _sentence(message: str, parser: LightningArgumentParser) -> str:
-    return message
+        VitclsCLI(words, claimed)
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        for folder in claimed:
+            runs.discard_if_unused(folder)
 
 
 def _checkpoint_defaults(checkpoint: runs.Checkpoint, verb: str, said: Namespace) -> dict[str, Any]:
@@ -202,6 +239,10 @@ def _checkpoint_defaults(checkpoint: runs.Checkpoint, verb: str, said: Namespace
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content.get(RECORD, {}).get("precision")
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0  # before the trainer exists, from the launcher's environment
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -224,7 +265,7 @@ def _fit_callbacks(configured: list[Callback], run: Path) -> list[Callback]:
     if not any(isinstance(c, RunCheckpoint) for c in configured):
         added.append(RunCheckpoint())
     for callback in [*configured, *added]:
-        if getattr(callback, "dirpath", "") is None:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(run.resolve())
     return added
 

@@ -16,9 +16,9 @@ class BadImageError(ValueError):
 
 
 def suggestion(word: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: `; did you mean X?`, or nothing."""
+    """For a sentence about an unknown word: ` (did you mean X?)`, or nothing."""
     close = get_close_matches(word, list(valid), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def listing(words: Iterable[str], most: int = 12) -> str:

@@ -1,7 +1,7 @@
 """The figures that every stage reports, from one place."""
 
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 
@@ -34,7 +34,7 @@ def accuracy_metrics(num_classes: int, prefix: str) -> MetricCollection:
     Each takes logits (B, K) float and labels (B,) int64, and is exact over any number of processes.
     """
     top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro", validate_args=False)
-    metrics = {
+    metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         "top5": top5,
         "macro_accuracy": BalancedAccuracy(num_classes),

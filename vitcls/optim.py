@@ -109,6 +109,5 @@ def _check_one_owner(optimizer: Optimizer, name: str, option: str, configured: f
     if declared is None or given is None or given in (declared.default, configured):
         return
     raise UserError(
-        f"--model.optimizer sets {name} to {given}, but the model's is {configured}: {option} is the one "
-        "place for it."
+        f"--model.optimizer sets {name} to {given}, but the model's is {configured}: {option} is the one place for it."
     )

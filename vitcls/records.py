@@ -72,7 +72,9 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     content = runs.read_checkpoint(best)
     figures = {k: v for k, v in content[RECORD]["metrics"].items() if k.startswith("val/")}
     runs.write_metrics(
-        run, "validation", {"checkpoint": runs.BEST, "epoch": content["epoch"], "step": content["global_step"], **figures}
+        run,
+        "validation",
+        {"checkpoint": runs.BEST, "epoch": content["epoch"], "step": content["global_step"], **figures},
     )
     log.info("best epoch %d: %s", content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 

@@ -1,6 +1,7 @@
 """The folder of a run: its name, what lies in it, and which checkpoint a path means."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def claim_run_folder(root: Path, name: str) -> Path:
             version += 1
         else:
             return folder
+
+
+def discard_if_unused(folder: Path) -> None:
+    """Remove a run folder that holds neither a checkpoint nor a learning curve."""
+    if folder.is_dir() and not any(folder.glob("*.ckpt")) and not (folder / HISTORY).exists():
+        shutil.rmtree(folder)
 
 
 def find_checkpoint(path: str, verb: str) -> Checkpoint:

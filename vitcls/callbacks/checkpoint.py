@@ -1,5 +1,8 @@
 """best.ckpt and last.ckpt of a run."""
 
+import logging
+import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitcls.runs import BEST, LAST
+
+log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -37,10 +42,15 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save last.ckpt when the user interrupts, not when something broke."""
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step and self.dirpath is not None:
             trainer.save_checkpoint(Path(self.dirpath) / LAST)
+            log.info(
+                "interrupted after step %d; go on with: python -m vitcls fit --ckpt_path %s",
+                trainer.global_step,
+                shlex.quote(os.path.relpath(self.dirpath)),
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore, with the paths of where the run folder is now."""

@@ -17,23 +17,23 @@ class GracefulInterrupt(Callback):
         self._asked = False
         self._before: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over SIGINT."""
         self._before = signal.signal(signal.SIGINT, self._ask)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give SIGINT back."""
         self._give_back()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give SIGINT back."""
         self._give_back()
 
-    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, *args: Any) -> None:
         """End here, where the weights are whole."""
         self._end_if_asked()
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """End here too: a validation can be long."""
         self._end_if_asked()
 

@@ -37,10 +37,12 @@ class PredictionWriter(BasePredictionWriter):
         if self._output.suffix != ".csv":
             raise UserError(f"--output {output!r} must end in .csv.")
         if not self._output.parent.is_dir():
-            raise UserError(f"--output {output!r}: the folder {str(self._output.parent)!r} does not exist; make it first.")
+            raise UserError(
+                f"--output {output!r}: the folder {str(self._output.parent)!r} does not exist; make it first."
+            )
         self._file: Any = None
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's part."""
         self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8")
 
@@ -49,10 +51,10 @@ class PredictionWriter(BasePredictionWriter):
         trainer: Trainer,
         pl_module: LightningModule,
         prediction: Predictions,
-        batch_indices: Any,  # noqa: ARG002
-        batch: Batch,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int,  # noqa: ARG002
+        batch_indices: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         """Append a batch, in the order of its ids."""
         images: FileImages = trainer.datamodule.predict_images  # type: ignore[attr-defined]
@@ -70,9 +72,14 @@ class PredictionWriter(BasePredictionWriter):
             rows, bad = self._merge(parts, _columns(pl_module.hparams["labels"]))
             for part in parts:
                 part.unlink()
-            log.info("%d rows in %s%s", rows, self._output, f"; {bad} of them could not be read: see its column error" if bad else "")
+            log.info(
+                "%d rows in %s%s",
+                rows,
+                self._output,
+                f"; {bad} of them could not be read: see its column error" if bad else "",
+            )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no part behind."""
         if self._file is not None:
             self._file.close()

@@ -16,11 +16,11 @@ class ConfiguredPatience(Callback):
     def __init__(self) -> None:
         self._patience: dict[int, int] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note it before anything is restored."""
         self._patience = {id(c): c.patience for c in _early_stoppings(trainer)}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put it back."""
         for callback in _early_stoppings(trainer):
             callback.patience = self._patience[id(callback)]

@@ -3,23 +3,25 @@
 import logging
 import os
 import signal
+from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from lightning.fabric.utilities.seed import pl_worker_init_function
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from vitcls.data import columns
+from vitcls.data.choice import SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.files import image_files
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.rows import FileImages, ImageRows, TableImages
 from vitcls.data.sampling import SharedEvenly
-from vitcls.data.sources import DatasetSource, FolderSource, Source
+from vitcls.data.sources import Source
 from vitcls.data.splits import Split, fingerprint, matched
 from vitcls.data.transforms import train_transform
 from vitcls.errors import UserError, listing
@@ -27,8 +29,19 @@ from vitcls.types import BadImage, Batch
 
 log = logging.getLogger(__name__)
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
+
+
+class Classifier(Protocol):
+    """What the data asks of the model that it is joined with."""
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Its class names in output order, if it has some already."""
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How it wants its images."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -101,11 +114,17 @@ class ImageDataModule(LightningDataModule):
         for name in ("batch_size", "eval_batch_size", "train_limit", "eval_limit"):
             value = self.hparams[name]
             _check_range(name, value, value is None or value >= 1, "at least 1")
+        self._choice = SourceChoice(**{field.name: self.hparams[field.name] for field in fields(SourceChoice)})
         self._labels: list[str] | None = None
         self._image_spec: ImageSpec | None = None
         self._opened: dict[str, Split] = {}
         self.splits: dict[str, Split] = {}
         self.predict_images: FileImages | None = None
+
+    @property
+    def _attached(self) -> Trainer:
+        assert self.trainer is not None, "a Trainer calls this"
+        return self.trainer
 
     @property
     def labels(self) -> list[str] | None:
@@ -123,8 +142,8 @@ class ImageDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch what `setup` will open, in one process for each machine."""
-        if self.trainer.world_size > 1:
-            self._open_stage(self.trainer.state.fn)
+        if self._attached.world_size > 1:
+            self._open_stage(self._attached.state.fn)
 
     def setup(self, stage: str) -> None:
         """Open the splits that the stage needs and match their classes with the model's.
@@ -143,8 +162,8 @@ class ImageDataModule(LightningDataModule):
             log.info("predict: %d files", len(self.predict_images))
 
     def _open_stage(self, stage: str | None) -> None:
-        model = self.trainer.lightning_module
-        self._image_spec = model.image_spec.resized(self.hparams.resize)
+        model = cast(Classifier, self._attached.lightning_module)
+        self._image_spec = model.image_spec.resized(self.hparams["resize"])
         self._labels = self._labels or model.labels
         if stage == "predict":
             self.predict_images = self._open_predict()
@@ -153,21 +172,24 @@ class ImageDataModule(LightningDataModule):
         if stage == "validate":
             self.splits["validation"] = self._validation_split()
         if stage == "test":
-            self.splits["test"] = self._open("test").limited(self.hparams.eval_limit, self.hparams.split_seed)
+            self.splits["test"] = self._open("test").limited(self.hparams["eval_limit"], self.hparams["split_seed"])
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented; processes share the rows by torch's DistributedSampler."""
         split = self.splits["train"]
         transform = train_transform(
-            spec=self.image_spec, crop_scale=tuple(self.hparams.crop_scale), flip=self.hparams.flip
+            spec=self.image_spec, crop_scale=tuple(self.hparams["crop_scale"]), flip=self.hparams["flip"]
         )
         rows = ImageRows(TableImages(split), transform, split.class_ids)
         sampler: DistributedSampler | None = None
-        if self.trainer.world_size > 1:
+        if self._attached.world_size > 1:
             sampler = DistributedSampler(
-                rows, self.trainer.world_size, self.trainer.global_rank, seed=int(os.environ.get("PL_GLOBAL_SEED", 0))
+                rows,
+                self._attached.world_size,
+                self._attached.global_rank,
+                seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
             )
-        return self._loader(rows, batch_size=self.hparams.batch_size, shuffle=sampler is None, sampler=sampler)
+        return self._loader(rows, batch_size=self.hparams["batch_size"], shuffle=sampler is None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
         """In order, each row once over all processes."""
@@ -182,9 +204,9 @@ class ImageDataModule(LightningDataModule):
         assert self.predict_images is not None
         rows = ImageRows(self.predict_images, self.image_spec.eval_transform)
         sampler: DistributedSampler | None = None
-        if self.trainer.world_size > 1:
+        if self._attached.world_size > 1:
             sampler = UnrepeatedDistributedSampler(
-                rows, self.trainer.world_size, self.trainer.global_rank, shuffle=False
+                rows, self._attached.world_size, self._attached.global_rank, shuffle=False
             )
         return self._loader(rows, batch_size=self._eval_batch_size, sampler=sampler)
 
@@ -195,37 +217,37 @@ class ImageDataModule(LightningDataModule):
         batch = collate([rows[position] for position in range(min(count, len(rows)))])
         return self.image_spec.normalise(batch["pixel_values"])
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Outside predict, an image that cannot be decoded ends the run by its name.
 
         Raises:
             UserError: names the image and the cause.
         """
-        if batch["bad"] and not self.trainer.predicting:
+        if batch["bad"] and not self._attached.predicting:
             raise _unreadable(batch["bad"])
         return batch
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise on the device: uint8 -> float32."""
         if len(batch["ids"]):
             batch["pixel_values"] = self.image_spec.normalise(batch["pixel_values"])
         return batch
 
     def _fit_splits(self) -> tuple[Split, Split]:
-        train, validation = self._open("train"), self._validation_source()
+        train, validation = self._open("train"), self._choice.validation()
         if validation is None:
-            train, share = train.carved(self.hparams.validation_fraction, self.hparams.split_seed)
+            train, share = train.carved(self.hparams["validation_fraction"], self.hparams["split_seed"])
         else:
             share = self._open("validation")
         return (
-            train.limited(self.hparams.train_limit, self.hparams.split_seed),
-            share.limited(self.hparams.eval_limit, self.hparams.split_seed),
+            train.limited(self.hparams["train_limit"], self.hparams["split_seed"]),
+            share.limited(self.hparams["eval_limit"], self.hparams["split_seed"]),
         )
 
     def _validation_split(self) -> Split:
-        if self._validation_source() is not None:
+        if self._choice.validation() is not None:
             split = self._open("validation")
-            return split.limited(self.hparams.eval_limit, self.hparams.split_seed)
+            return split.limited(self.hparams["eval_limit"], self.hparams["split_seed"])
         return self._fit_splits()[1]
 
     def _open(self, role: str) -> Split:
@@ -239,8 +261,8 @@ class ImageDataModule(LightningDataModule):
         table = source.load(split_name)
         if not len(table):
             raise UserError(f"The {role} split ({split_name!r}) has no rows; give data with images in it.")
-        image_column = columns.image_column(table.features, self.hparams.image_column)
-        label_column = columns.label_column(table.features, self.hparams.label_column)
+        image_column = columns.image_column(table.features, self.hparams["image_column"])
+        label_column = columns.label_column(table.features, self.hparams["label_column"])
         found = columns.labelled(table, label_column, where=role)
         labels = self._labels or found.names
         if role == "train":
@@ -256,75 +278,24 @@ class ImageDataModule(LightningDataModule):
 
     def _source(self, role: str) -> tuple[Source, str]:
         """Where a role's rows come from, and the split expression there."""
-        if role == "train":
-            return self._train_source()
-        found = self._validation_source() if role == "validation" else self._test_source()
-        if found is None:
-            raise UserError(
-                f"There is nothing to {role} on: {self._described()} has no split called {role}. Give "
-                f"--data.{role}_split or --data.{role}_dir."
-            )
+        found = {"train": self._choice.train, "validation": self._choice.validation, "test": self._choice.test}[role]()
+        assert found is not None, "a carved validation split is not opened"
         return found
 
-    def _train_source(self) -> tuple[Source, str]:
-        h = self.hparams
-        if h.dataset is not None and h.train_dir is not None:
-            raise UserError(
-                f"Two sources of training data: --data.dataset {h.dataset!r} and --data.train_dir "
-                f"{h.train_dir!r}; set one of them to null."
-            )
-        if h.train_dir is not None:
-            return FolderSource(h.train_dir), "train"
-        if h.dataset is None:
-            raise UserError(
-                "No training data: give --data.dataset (a Hub id, a local folder or 'digits') or "
-                "--data.train_dir (a folder with a sub-folder of images for each class)."
-            )
-        return self._dataset(), h.train_split
-
-    def _validation_source(self) -> tuple[Source, str] | None:
-        h = self.hparams
-        if h.validation_dir is not None:
-            return FolderSource(h.validation_dir), "validation"
-        if h.dataset is None:
-            return None
-        if h.validation_split is not None:
-            return self._dataset(), h.validation_split
-        taken = (h.test_split or "").split("[")[0]
-        usual = [n for n in self._dataset().splits() if n in VALIDATION_NAMES and n != taken]
-        return (self._dataset(), usual[0]) if usual else None
-
-    def _test_source(self) -> tuple[Source, str] | None:
-        h = self.hparams
-        if h.test_dir is not None:
-            return FolderSource(h.test_dir), "test"
-        if h.dataset is None:
-            return None
-        if h.test_split is not None:
-            return self._dataset(), h.test_split
-        return (self._dataset(), "test") if "test" in self._dataset().splits() else None
-
-    def _dataset(self) -> DatasetSource:
-        return DatasetSource(self.hparams.dataset, self.hparams.config_name, self.hparams.revision)
-
-    def _described(self) -> str:
-        h = self.hparams
-        return repr(h.dataset or h.train_dir) if h.dataset or h.train_dir else "the data (none is given)"
-
     def _open_predict(self) -> FileImages:
-        if self.hparams.predict is None:
+        if self.hparams["predict"] is None:
             raise UserError("Nothing to predict: give --data.predict with an image file or a folder.")
-        return FileImages(image_files(self.hparams.predict))
+        return FileImages(image_files(self.hparams["predict"]))
 
     @property
     def _eval_batch_size(self) -> int:
-        return self.hparams.eval_batch_size or self.hparams.batch_size
+        return self.hparams["eval_batch_size"] or self.hparams["batch_size"]
 
     def _eval_loader(self, split: Split) -> DataLoader:
         rows = ImageRows(TableImages(split), self.image_spec.eval_transform, split.class_ids)
-        if self.trainer.world_size == 1:
+        if self._attached.world_size == 1:
             return self._loader(rows, batch_size=self._eval_batch_size)
-        shares = SharedEvenly(len(rows), self._eval_batch_size, self.trainer.world_size, self.trainer.global_rank)
+        shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)
         return self._loader(rows, batch_sampler=shares)
 
     def _loader(self, rows: ImageRows, **kwargs: Any) -> DataLoader:
@@ -333,16 +304,16 @@ class ImageDataModule(LightningDataModule):
             rows,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._attached.strategy.root_device.type == "cuda",
             collate_fn=collate,
-            worker_init_fn=partial(_start_worker, rank=self.trainer.global_rank),
+            worker_init_fn=partial(_start_worker, rank=self._attached.global_rank),
             **kwargs,
         )
 
     def _workers(self) -> int:
-        if self.hparams.num_workers is not None:
-            return self.hparams.num_workers
-        return min(MOST_WORKERS, max(1, _cores() // self.trainer.num_devices))
+        if self.hparams["num_workers"] is not None:
+            return self.hparams["num_workers"]
+        return min(MOST_WORKERS, max(1, _cores() // self._attached.num_devices))
 
 
 def _start_worker(worker_id: int, rank: int) -> None:

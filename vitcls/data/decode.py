@@ -49,7 +49,7 @@ def decode(data: bytes) -> Pixels:
         raise
     except UnidentifiedImageError as error:
         raise BadImageError("the content is not an image of a known format") from error
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever broken bytes lead to
+    except Exception as error:
         raise BadImageError(f"{error or type(error).__name__}") from error
 
 

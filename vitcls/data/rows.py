@@ -46,17 +46,20 @@ class TableImages:
         return len(self._split)
 
     def read(self, position: int) -> bytes:
+        """From the table, or from the file that it names."""
         image = self._table[position][self._split.image_column]
         if image is None:
             raise BadImageError("the row has no image")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
     def name(self, position: int) -> str:
+        """The path, if the table has one, and the row."""
         image = self._table[position][self._split.image_column] or {}
         row = f"row {self.id(position)} of {self._split.name}"
         return f"{image['path']} ({row})" if image.get("path") else row
 
     def id(self, position: int) -> int:
+        """The row of the table."""
         return int(self._split.rows[position])
 
 
@@ -70,12 +73,15 @@ class FileImages:
         return len(self._files)
 
     def read(self, position: int) -> bytes:
+        """The file's bytes."""
         return self._files[position].read_bytes()
 
     def name(self, position: int) -> str:
+        """The path."""
         return str(self._files[position])
 
     def id(self, position: int) -> int:
+        """The place in the list."""
         return position
 
 

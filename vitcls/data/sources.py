@@ -36,9 +36,7 @@ class DatasetSource:
         if self.name == DIGITS:
             return ["train", "test"]
         with self._explained():
-            return datasets.get_dataset_split_names(
-                self._path(), self.config_name, revision=self.revision
-            )
+            return datasets.get_dataset_split_names(self._path(), self.config_name, revision=self.revision)
 
     def load(self, split: str) -> datasets.Dataset:
         """Rows of one split.
@@ -59,9 +57,7 @@ class DatasetSource:
         if self.name == DIGITS:
             return _sliced(digits.load(base), split)
         with self._explained():
-            return datasets.load_dataset(
-                self._path(), self.config_name, split=split, revision=self.revision
-            )
+            return datasets.load_dataset(self._path(), self.config_name, split=split, revision=self.revision)
 
     def _path(self) -> str:
         path = Path(self.name).expanduser()
@@ -137,8 +133,7 @@ def _sliced(table: datasets.Dataset, split: str) -> datasets.Dataset:
         (instruction,) = datasets.ReadInstruction.from_spec(split).to_absolute({base: len(table)})
     except (ValueError, AssertionError, TypeError, KeyError) as error:
         raise UserError(
-            f"The split expression {split!r} cannot be read; write it like 'train', 'train[:500]' or "
-            "'train[90%:]'."
+            f"The split expression {split!r} cannot be read; write it like 'train', 'train[:500]' or 'train[90%:]'."
         ) from error
     return table.select(range(instruction.from_ or 0, instruction.to or len(table)))
 

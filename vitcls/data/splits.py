@@ -97,7 +97,7 @@ def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], id
     name, so that the same folder at another place is the same data.
     """
     digest = hashlib.sha256(repr((len(table), list(table.features), names)).encode())
-    digest.update(np.ascontiguousarray(ids))
+    digest.update(ids.tobytes())
     for batch in table.select_columns([image_column]).with_format("arrow").iter(1000):
         for chunk in batch[image_column].chunks:  # a chunk's field is a view: no image is copied
             paths = chunk.field("path").to_pylist()

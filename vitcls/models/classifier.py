@@ -183,21 +183,21 @@ class ViTClassifier(LightningModule):
         """Normalised images (B, 3, S, S) float -> logits (B, K) float."""
         return self.network(pixel_values=pixel_values).logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, weighed for its accumulation window."""
         loss = self._measure("train", batch)
         self.log("train/loss_step", loss, prog_bar=True)
         return self._window.weigh(loss, len(batch["labels"]))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch."""
         self._measure("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch."""
         self._measure("test", batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:  # noqa: ARG002
+    def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         """The best classes of each image, at most five."""
         top = min(TOP, len(self.hparams["labels"]))
         if len(batch["ids"]):
@@ -240,7 +240,7 @@ class ViTClassifier(LightningModule):
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the accumulated gradient the mean over the window's images."""
         images: float = self._window.images
         if self.trainer.world_size > 1:
@@ -262,7 +262,9 @@ class ViTClassifier(LightningModule):
         if steps >= total:
             log.warning(
                 "--model.warmup_steps %d is not below the %d optimiser steps of this training: the learning "
-                "rate never reaches --model.lr", steps, total,
+                "rate never reaches --model.lr",
+                steps,
+                total,
             )
         return steps
 
@@ -341,7 +343,7 @@ def _record_of_spec(spec: ImageSpec) -> dict[str, Any]:
 
 
 def _spec_of_record(record: dict[str, Any]) -> ImageSpec:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
     try:
         return ImageSpec(**fields)
     except TypeError as error:

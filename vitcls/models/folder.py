@@ -96,12 +96,12 @@ Trained with vitcls. Base: {base}.
 """
 
 
-_LOAD_FULL = '''from transformers import pipeline
+_LOAD_FULL = """from transformers import pipeline
 
 classify = pipeline("image-classification", "PATH/OF/THIS/FOLDER")
-print(classify("photo.jpg"))'''
+print(classify("photo.jpg"))"""
 
-_LOAD_ADAPTER = '''from peft import PeftConfig, PeftModel
+_LOAD_ADAPTER = """from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 folder = "PATH/OF/THIS/FOLDER"
@@ -113,4 +113,4 @@ base = AutoModelForImageClassification.from_pretrained(
 model = PeftModel.from_pretrained(base, folder).merge_and_unload()
 processor = AutoImageProcessor.from_pretrained(folder)
 classify = pipeline("image-classification", model=model, image_processor=processor)
-print(classify("photo.jpg"))'''
+print(classify("photo.jpg"))"""

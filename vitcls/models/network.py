@@ -148,7 +148,7 @@ def frozen_digest(network: nn.Module) -> str:
     for name, parameter in sorted(network.named_parameters()):
         # peft keeps the untrained head aside as `original_module`; it is random and never used.
         if not parameter.requires_grad and ".original_module." not in name:
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
