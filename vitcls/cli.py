@@ -69,6 +69,7 @@ class VitclsCLI(LightningCLI):
 
     def __init__(self, args: list[str], claimed: list[Path]) -> None:
         self.checkpoint: runs.Checkpoint | None = None
+        self._steps_before = 0
         self._claimed = claimed
         self.run: Path | None = None
         super().__init__(
@@ -106,7 +107,9 @@ class VitclsCLI(LightningCLI):
         path = config[verb].ckpt_path
         if path is not None:
             self.checkpoint = runs.find_checkpoint(path, verb)
-            defaults = _checkpoint_defaults(self.checkpoint, verb, config[verb])
+            content = runs.read_checkpoint(self.checkpoint)
+            self._steps_before = content["global_step"]
+            defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
             config = self._parse_with_defaults(parser, args, verb, defaults)
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if verb != "predict" and config[verb].output is not None:
@@ -136,8 +139,7 @@ class VitclsCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         fits = self.subcommand == "fit"
         callbacks = _as_list(config.callbacks)
-        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(RichProgressBar())
+        callbacks = _with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
@@ -182,10 +184,7 @@ class VitclsCLI(LightningCLI):
         Raises:
             UserError: a resumed run that had nothing left to train.
         """
-        if (
-            self.checkpoint is not None
-            and self.trainer.global_step == runs.read_checkpoint(self.checkpoint)["global_step"]
-        ):
+        if self.checkpoint is not None and self.trainer.global_step == self._steps_before:
             raise UserError(
                 f"{self.checkpoint.file} has had its {self.trainer.max_epochs} epochs: nothing was trained. Give "
                 "more with --trainer.max_epochs (or max_steps)."
@@ -222,20 +221,19 @@ def run_verb(words: list[str]) -> None:
             runs.discard_if_unused(folder)
 
 
-def _checkpoint_defaults(checkpoint: runs.Checkpoint, verb: str, said: Namespace) -> dict[str, Any]:
+def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, said: Namespace) -> dict[str, Any]:
     """What a checkpoint knows, as a configuration of a verb.
 
     Naming any source of data replaces the checkpoint's whole source: a test folder given now must
     not be joined with the data set of then.
     """
-    content = runs.read_checkpoint(checkpoint)
     model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
     data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
     if any(said.data[key] is not None for key in ("dataset", "train_dir", "validation_dir", "test_dir")):
         data = {k: v for k, v in data.items() if k not in SOURCE_KEYS}
     data.pop("predict", None)
-    if verb == "fit" and checkpoint.run is not None:
-        started = runs.read_config(checkpoint.run)
+    if verb == "fit" and run is not None:
+        started = runs.read_config(run)
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content.get(RECORD, {}).get("precision")
     return {"model": model, "data": data, "trainer": {"precision": precision}}
@@ -249,6 +247,13 @@ def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _with_progress_bar(callbacks: list[Callback], shown: bool) -> list[Callback]:
+    """With rich's bar where none is configured; without any where none is to be shown."""
+    if not shown:
+        return [c for c in callbacks if not isinstance(c, ProgressBar)]
+    return callbacks if any(isinstance(c, ProgressBar) for c in callbacks) else [*callbacks, RichProgressBar()]
 
 
 def _loggers(configured: Any, run: Path) -> list[Logger] | bool:

@@ -47,7 +47,7 @@ def restore_history(loggers: list[Logger], run: Path) -> None:
                 _ = logger.experiment  # removes the file, whose rows are in memory
             for row in rows:
                 step = int(row.pop("step"))
-                logger.log_metrics({k: float(v) for k, v in row.items() if v}, step)
+                logger.log_metrics({k: _number(v) for k, v in row.items() if v}, step)
             logger.save()
 
 
@@ -57,26 +57,26 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     Raises:
         RuntimeError: the folder gives other logits than the checkpoint.
     """
-    best = runs.Checkpoint(run / runs.BEST, run)
-    if not best.file.is_file():
-        log.warning("no %s was written (no epoch was validated), so there is no %s/ folder", runs.BEST, runs.MODEL)
+    kept = _best_or_last(run)
+    if kept is None:
+        log.warning("no checkpoint was written (trainer.enable_checkpointing), so there is no %s/ folder", runs.MODEL)
         return
-    model = ViTClassifier.load_from_checkpoint(best.file, map_location="cpu", weights_only=True)
+    model = ViTClassifier.load_from_checkpoint(kept.file, map_location="cpu", weights_only=True)
     write_model_folder(model, run / runs.MODEL)
     difference = reload_difference(model, run / runs.MODEL, datamodule.example_pixels(IMAGES_COMPARED))
     if not difference <= TOLERANCE:  # also true of NaN
         raise RuntimeError(
-            f"{run / runs.MODEL} gives other logits than {best.file}: they differ by {difference:.3g}, more than "
+            f"{run / runs.MODEL} gives other logits than {kept.file}: they differ by {difference:.3g}, more than "
             f"{TOLERANCE}. The checkpoint is whole; the folder is not to be used."
         )
-    content = runs.read_checkpoint(best)
+    content = runs.read_checkpoint(kept)
     figures = {k: v for k, v in content[RECORD]["metrics"].items() if k.startswith("val/")}
     runs.write_metrics(
         run,
         "validation",
-        {"checkpoint": runs.BEST, "epoch": content["epoch"], "step": content["global_step"], **figures},
+        {"checkpoint": kept.file.name, "epoch": content["epoch"], "step": content["global_step"], **figures},
     )
-    log.info("best epoch %d: %s", content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+    log.info("%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
 
 def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, Tensor]) -> None:
@@ -97,8 +97,21 @@ def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, 
     runs.write_metrics(checkpoint.run, "test", figures)
 
 
+def _best_or_last(run: Path) -> runs.Checkpoint | None:
+    if (run / runs.BEST).is_file():
+        return runs.Checkpoint(run / runs.BEST, run)
+    if not (run / runs.LAST).is_file():
+        return None
+    log.warning("no epoch was validated, so %s takes the place of %s", runs.LAST, runs.BEST)
+    return runs.Checkpoint(run / runs.LAST, run)
+
+
 def _history(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
+
+
+def _number(text: str) -> float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -1,0 +1,129 @@
+"""Small stand-ins that go through the real loading code: a tiny ViT on disk, folders of drawn images."""
+
+import os
+import signal
+
+# Before any import of these libraries: tests never wait for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from vitcls.__main__ import main
+
+SHARED = Path(__file__).parents[2] / "shared"
+CLASSES = ("blue", "green", "red")
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY |= {"image_size": 32, "patch_size": 8}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)  # tiny networks are slower with more
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Arrow files of the tests' datasets go where pytest cleans up."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf_datasets")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory) -> Path:
+    """A ViT of 30 thousand weights with an image processor, as a transformers folder without class names."""
+    folder = tmp_path_factory.mktemp("tiny_vit")
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**TINY, num_labels=7)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory) -> Path:
+    """train/ (20 a class) and test/ (7 a class) of JPEGs whose class is their colour."""
+    folder = tmp_path_factory.mktemp("colours")
+    draw_split(folder / "train", 20, seed=1)
+    draw_split(folder / "test", 7, seed=2)
+    return folder
+
+
+def draw_split(folder: Path, per_class: int, seed: int, classes: tuple[str, ...] = CLASSES) -> None:
+    """Draw noisy images, 40 to 60 pixels wide, one folder a class; the class is the colour."""
+    random = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        channel = CLASSES[::-1].index(name) if name in CLASSES else 0
+        for number in range(per_class):
+            pixels = random.integers(0, 120, (*random.integers(40, 60, 2), 3), dtype=np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(folder / name / f"{number:03}.jpg", quality=95)
+
+
+@pytest.fixture
+def vitcls(capfd):
+    """Run a command line in this process: (exit status, standard output, standard error)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def refuses(vitcls):
+    """The one sentence with which a command line is refused."""
+
+    def refused(*words: object) -> str:
+        status, _, err = vitcls(*words)
+        told = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        assert status == 2
+        assert "Traceback" not in err
+        assert len(told) == 1, err
+        assert told[0].startswith("vitcls: ")
+        return told[0]
+
+    return refused
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real photos and weights; tests that want them skip where there are none."""
+    if not SHARED.is_dir():
+        pytest.skip("no real photos and weights beside the repository")
+    return SHARED
+
+
+@pytest.fixture
+def fit_words(tiny_vit, colours, tmp_path) -> list[str]:
+    """The words of a short fit of the tiny ViT on the colours, its run folder below tmp_path/runs."""
+    options = {
+        "model.checkpoint": tiny_vit,
+        "model.lr": 1e-3,
+        "data.dataset": colours,
+        "data.batch_size": 16,
+        "data.num_workers": 0,
+        "trainer.default_root_dir": tmp_path / "runs",
+        "trainer.max_epochs": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+    }
+    return ["fit", *(f"--{key}={value}" for key, value in options.items())]
+
+
+@pytest.fixture
+def keeps_sigint():
+    """Lightning leaves SIGINT ignored after an interrupted training."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)

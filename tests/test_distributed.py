@@ -1,0 +1,48 @@
+"""Two real processes on the CPU."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+TWO = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=220, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def figures(out: str) -> dict[str, float]:
+    return {name: float(value) for name, value in re.findall(r"(val/\w+)\W+([\d.e-]+)", out)}
+
+
+def test_two_processes_count_31_images_once(vitcls, fit_words, tmp_path):
+    """Padded to 32, an image would count twice."""
+    vitcls(*fit_words, "--trainer.max_epochs=1")
+    words = ["validate", "--ckpt_path", str(tmp_path / "runs" / "run"), "--data.validation_split=train"]
+    words += ["--data.eval_limit=31", "--data.eval_batch_size=8"]
+    one = figures(vitcls(*words)[1])
+    two = figures(finish([sys.executable, "-m", "vitcls", *words, *TWO]))
+    assert one["val/accuracy"] == two["val/accuracy"]
+    assert one["val/macro_accuracy"] == pytest.approx(two["val/macro_accuracy"], abs=1e-6)
+    assert one["val/loss"] == pytest.approx(two["val/loss"], abs=1e-5)
+    assert (one["val/accuracy"] * 31) % 1 == pytest.approx(0, abs=1e-4)
+
+
+def test_torchrun_trains_one_run_with_all_its_processes(fit_words, tmp_path):
+    """Nothing but the launcher says that there are two: no devices, no strategy."""
+    run = tmp_path / "runs" / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    out = finish([*launcher, "-m", "vitcls", *fit_words, "--trainer.max_epochs=2"])
+    assert out.splitlines()[-1] == f"run folder: {run}"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+    assert json.loads((run / "metrics.json").read_text())["validation"]["step"] in (2, 4)
+    with (run / "metrics.csv").open(newline="") as file:
+        last = max(int(float(row["step"])) for row in csv.DictReader(file))
+    assert last == 3  # 54 images in batches of 2 x 16 make 2 steps an epoch, counted from 0

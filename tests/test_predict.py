@@ -1,0 +1,114 @@
+import csv
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+
+def rows_of(file) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture
+def run(vitcls, fit_words, tmp_path):
+    assert vitcls(*fit_words, "--trainer.max_epochs=6", "--model.lr=3e-3")[0] == 0
+    return tmp_path / "runs" / "run"
+
+
+@pytest.fixture
+def photos(tmp_path, colours):
+    """Seven files named like images: three of them are none; one is in a sub-folder."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    red, green, blue = (sorted((colours / "test" / name).iterdir())[0] for name in ("red", "green", "blue"))
+    (folder / "a red.JPG").write_bytes(red.read_bytes())
+    (folder / "cut.jpg").write_bytes(green.read_bytes()[:500])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    Image.open(green).convert("L").save(folder / "gray.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(blue).save(folder / "more" / "turned.jpg", exif=exif, quality=95)
+    (folder / "more" / "z, comma.webp").write_bytes(b"")
+    Image.open(blue).save(folder / "more" / "z, comma.webp")
+    (folder / "notes.txt").write_text("ignored")
+    return folder
+
+
+def test_every_file_has_one_row_in_stable_order_and_bad_ones_say_why(vitcls, run, photos, tmp_path):
+    words = ("predict", "--ckpt_path", run, "--data.predict", photos, "--output")
+    status, out, err = vitcls(*words, tmp_path / "predictions.csv", "--data.batch_size=2")
+    assert status == 0, err
+    rows = rows_of(tmp_path / "predictions.csv")
+    names = ["a red.JPG", "cut.jpg", "empty.png", "gray.png", "more/turned.jpg", "more/z, comma.webp", "text.jpg"]
+    assert [row["file"] for row in rows] == [str(photos / name) for name in names]
+    bad = {row["file"] for row in rows if row["error"]}
+    assert bad == {str(photos / name) for name in ("cut.jpg", "empty.png", "text.jpg")}
+    assert "7 rows" in out
+    assert "3 of them could not be read" in out
+    labels = {row["file"]: row["label"] for row in rows}
+    assert labels[str(photos / "a red.JPG")] == "red"
+    assert labels[str(photos / "more/turned.jpg")] == labels[str(photos / "more/z, comma.webp")] == "blue"
+    assert all(row["label"] == "" for row in rows if row["error"])
+    for row in rows:
+        if not row["error"]:
+            scores = [float(row["score"]), float(row["score_2"]), float(row["score_3"])]
+            assert scores == sorted(scores, reverse=True)
+            assert sum(scores) == pytest.approx(1, abs=1e-5)
+            assert len({row["label"], row["label_2"], row["label_3"]}) == 3
+    assert not list(tmp_path.glob(".predictions*"))
+
+
+def test_the_rows_do_not_depend_on_the_batch(vitcls, run, colours, tmp_path):
+    for size in (1, 4, 100):
+        vitcls(
+            *("predict", "--ckpt_path", run, "--data.predict", colours / "test"),
+            *("--output", tmp_path / f"{size}.csv", "--data.eval_batch_size", size, "--data.num_workers", size % 3),
+        )
+    one, four, hundred = ([(r["file"], r["label"]) for r in rows_of(tmp_path / f"{n}.csv")] for n in (1, 4, 100))
+    assert len(one) == 21
+    assert one == four == hundred
+
+
+def test_two_processes_write_the_same_rows(vitcls, run, photos, tmp_path):
+    words = ["predict", "--ckpt_path", run, "--data.predict", photos, "--data.batch_size=2", "--data.num_workers=0"]
+    assert vitcls(*words, "--output", tmp_path / "one.csv")[0] == 0
+    two = [*words, "--output", tmp_path / "two.csv", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vitcls", *map(str, two), "--trainer.accelerator=cpu"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = rows_of(tmp_path / "one.csv"), rows_of(tmp_path / "two.csv")
+    assert [(r["file"], r["label"], r["error"]) for r in one] == [(r["file"], r["label"], r["error"]) for r in two]
+
+
+def test_one_file_is_predicted_by_name(vitcls, run, colours, tmp_path):
+    file = sorted((colours / "test" / "green").iterdir())[2]
+    vitcls("predict", "--ckpt_path", run, "--data.predict", file, "--output", tmp_path / "one.csv")
+    (row,) = rows_of(tmp_path / "one.csv")
+    assert (row["file"], row["label"]) == (str(file), "green")
+
+
+def test_a_folder_of_bad_files_only_still_has_its_rows(vitcls, run, tmp_path):
+    (tmp_path / "bad").mkdir()
+    for number in range(3):
+        (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"")
+    status, _, _ = vitcls("predict", "--ckpt_path", run, "--data.predict", tmp_path / "bad", "--output", tmp_path / "b.csv")
+    assert status == 0
+    assert [row["error"] for row in rows_of(tmp_path / "b.csv")] == ["the file is empty (0 bytes)"] * 3
+
+
+def test_what_is_wrong_with_a_prediction_is_said(refuses, run, tmp_path, colours):
+    (tmp_path / "nothing").mkdir()
+    words = ("predict", "--ckpt_path", run)
+    assert "Nothing to predict" in refuses(*words)
+    assert "no file or folder" in refuses(*words, "--data.predict", tmp_path / "nowhere")
+    assert "holds no image" in refuses(*words, "--data.predict", tmp_path / "nothing")
+    assert "must end in .csv" in refuses(*words, "--data.predict", colours, "--output", "x.txt")
+    assert "does not exist" in refuses(*words, "--data.predict", colours, "--output", tmp_path / "no" / "x.csv")
+    assert "--output belongs to predict" in refuses("validate", "--ckpt_path", run, "--output", "x.csv")

@@ -1,0 +1,79 @@
+from itertools import product
+
+import pytest
+
+from vitcls.data.sampling import SharedEvenly
+from vitcls.errors import UserError
+
+PROCESSES = (1, 2, 3, 4, 7)
+
+
+def shares(rows: int, batch_size: int, processes: int) -> list[list[list[int]]]:
+    """The batches of every rank."""
+    return [list(SharedEvenly(rows, batch_size, processes, rank)) for rank in range(processes)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8, 64, 1000])
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_over_all_processes_every_row_comes_exactly_once(processes, batch_size):
+    for rows in range(processes, 70):
+        taken = [row for rank in shares(rows, batch_size, processes) for batch in rank for row in batch]
+        assert sorted(taken) == list(range(rows))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8, 64, 1000])
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_every_process_has_the_same_number_of_batches_and_says_so(processes, batch_size):
+    for rows in range(processes, 70):
+        counts = {len(batches) for batches in shares(rows, batch_size, processes)}
+        told = {len(SharedEvenly(rows, batch_size, processes, rank)) for rank in range(processes)}
+        assert len(counts) == 1
+        assert told == counts
+
+
+CASES = [
+    (rows, batch_size, processes)
+    for rows, batch_size, processes in product(range(1, 70), [1, 2, 3, 5, 8, 64, 1000], PROCESSES)
+    if rows >= processes and (batch_size > 1 or rows % processes == 0)
+]
+
+
+def test_batches_are_never_empty_never_too_large_and_differ_by_one_at_most():
+    for rows, batch_size, processes in CASES:
+        for batches in shares(rows, batch_size, processes):
+            sizes = [len(batch) for batch in batches]
+            assert min(sizes) >= 1, (rows, batch_size, processes)
+            assert max(sizes) <= batch_size, (rows, batch_size, processes)
+            assert max(sizes) - min(sizes) <= 1, (rows, batch_size, processes)
+
+
+def test_no_process_has_more_batches_than_its_rows_need():
+    for rows, batch_size, processes in CASES:
+        needed = -(-(-(-rows // processes)) // batch_size)
+        assert {len(batches) for batches in shares(rows, batch_size, processes)} == {needed}
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_the_shares_of_two_processes_differ_by_one_row_at_most(processes):
+    for rows in range(processes, 70):
+        sizes = [sum(map(len, batches)) for batches in shares(rows, 4, processes)]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_single_process_takes_the_rows_in_order():
+    assert [row for batch in SharedEvenly(23, 5, 1, 0) for row in batch] == list(range(23))
+
+
+def test_it_can_be_iterated_again():
+    shared = SharedEvenly(23, 5, 2, 1)
+    assert list(shared) == list(shared)
+
+
+def test_rows_are_plain_ints_that_a_table_can_be_indexed_with():
+    assert all(type(row) is int for batch in SharedEvenly(9, 4, 2, 0) for row in batch)
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(0, 1), (1, 2), (3, 4), (7, 8)])
+def test_fewer_rows_than_processes_are_refused(rows, processes):
+    with pytest.raises(UserError, match=rf"^{rows} images .* {processes} processes.*--trainer\.devices"):
+        SharedEvenly(rows, 4, processes, 0)
