@@ -1,7 +1,9 @@
 """Small stand-ins that go through the real loading code: a tiny ViT on disk, folders of drawn images."""
 
+import logging
 import os
 import signal
+from collections.abc import Callable, Iterator
 
 # Before any import of these libraries: tests never wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,7 +70,7 @@ def draw_split(folder: Path, per_class: int, seed: int, classes: tuple[str, ...]
 
 
 @pytest.fixture
-def vitcls(capfd):
+def vitcls(capfd) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Run a command line in this process: (exit status, standard output, standard error)."""
 
     def run(*words: object) -> tuple[int, str, str]:
@@ -77,7 +79,8 @@ def vitcls(capfd):
         out, err = capfd.readouterr()
         return status, out, err
 
-    return run
+    yield run
+    logging.getLogger("vitcls").handlers = []  # they write to this test's captured output
 
 
 @pytest.fixture

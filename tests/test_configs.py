@@ -9,7 +9,12 @@ from tests.conftest import TINY
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 FAST = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-FAST += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.num_workers=0", "--data.batch_size=4"]
+FAST += [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--data.num_workers=0",
+    "--data.batch_size=4",
+]
 
 
 @pytest.fixture

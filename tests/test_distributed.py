@@ -13,7 +13,9 @@ TWO = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=c
 
 
 def finish(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=220, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=220, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

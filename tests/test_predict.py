@@ -98,7 +98,9 @@ def test_a_folder_of_bad_files_only_still_has_its_rows(vitcls, run, tmp_path):
     (tmp_path / "bad").mkdir()
     for number in range(3):
         (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"")
-    status, _, _ = vitcls("predict", "--ckpt_path", run, "--data.predict", tmp_path / "bad", "--output", tmp_path / "b.csv")
+    status, _, _ = vitcls(
+        "predict", "--ckpt_path", run, "--data.predict", tmp_path / "bad", "--output", tmp_path / "b.csv"
+    )
     assert status == 0
     assert [row["error"] for row in rows_of(tmp_path / "b.csv")] == ["the file is empty (0 bytes)"] * 3
 

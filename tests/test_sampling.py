@@ -1,4 +1,5 @@
 from itertools import product
+from math import ceil
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_batches_are_never_empty_never_too_large_and_differ_by_one_at_most():
 
 def test_no_process_has_more_batches_than_its_rows_need():
     for rows, batch_size, processes in CASES:
-        needed = -(-(-(-rows // processes)) // batch_size)
+        needed = ceil(ceil(rows / processes) / batch_size)
         assert {len(batches) for batches in shares(rows, batch_size, processes)} == {needed}
 
 

@@ -72,6 +72,8 @@ def _run(words: list[str]) -> int:
 
 def _configure_logging() -> None:
     """Our lines on standard output, those of Lightning's that matter, warnings in one line each."""
+    import datasets
+
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("vitcls")
@@ -80,6 +82,8 @@ def _configure_logging() -> None:
     ours.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # in a file they are noise around the one line that counts
     warnings.showwarning = _show_warning
     for category, message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", category=category, message=message)

@@ -76,7 +76,9 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
         "validation",
         {"checkpoint": kept.file.name, "epoch": content["epoch"], "step": content["global_step"], **figures},
     )
-    log.info("%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+    log.info(
+        "%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
+    )
 
 
 def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, Tensor]) -> None:

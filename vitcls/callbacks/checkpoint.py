@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-
 from torch import Tensor
 
 from vitcls.runs import BEST, LAST

@@ -47,7 +47,7 @@ class DatasetSource:
         Raises:
             UserError: no such split, no such folder, or the Hub cannot be reached.
         """
-        base = split.split("[")[0].split("+")[0].strip()
+        base = _base_of(split)
         if base not in (valid := self.splits()):
             raise UserError(
                 f"{self.name!r} has no split {base!r}: it has {listing(valid)}"
@@ -124,18 +124,29 @@ class FolderSource:
 Source = DatasetSource | FolderSource
 
 
-def _sliced(table: datasets.Dataset, split: str) -> datasets.Dataset:
-    """Apply the slice of a split expression to a table in memory."""
-    if split.strip() in ("train", "test"):
-        return table
-    base = split.split("[")[0].strip()
+def _base_of(split: str) -> str:
+    """`train` of `train[:500]`."""
     try:
-        (instruction,) = datasets.ReadInstruction.from_spec(split).to_absolute({base: len(table)})
-    except (ValueError, AssertionError, TypeError, KeyError) as error:
-        raise UserError(
-            f"The split expression {split!r} cannot be read; write it like 'train', 'train[:500]' or 'train[90%:]'."
-        ) from error
-    return table.select(range(instruction.from_ or 0, instruction.to or len(table)))
+        datasets.ReadInstruction.from_spec(split)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise _bad_expression(split) from error
+    return split.split("[")[0].split("+")[0].strip()
+
+
+def _sliced(table: datasets.Dataset, split: str) -> datasets.Dataset:
+    """Apply a split expression to the whole split, in memory."""
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({_base_of(split): len(table)})
+    except (ValueError, AssertionError, KeyError) as error:
+        raise _bad_expression(split) from error
+    rows = [row for part in parts for row in range(part.from_ or 0, len(table) if part.to is None else part.to)]
+    return table if rows == list(range(len(table))) else table.select(rows)
+
+
+def _bad_expression(split: str) -> UserError:
+    return UserError(
+        f"The split expression {split!r} cannot be read; write it like 'train', 'train[:500]' or 'train[90%:]'."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -125,7 +125,7 @@ class ViTClassifier(LightningModule):
             return _spec_of_record(self.hparams["image"])
         checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
         if checkpoint is None:
-            return spec_of_size(config_of_architecture(self.hparams["architecture"]).image_size)
+            return spec_of_size(_input_size(self.hparams["architecture"]))
         load_config(checkpoint, revision)
         with explained(checkpoint):
             return spec_of_checkpoint(checkpoint, revision)
@@ -340,6 +340,16 @@ def _check_arguments(
         raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")
     if lr <= 0:
         raise UserError(f"--model.lr is {lr}; it must be above 0.")
+
+
+def _input_size(architecture: dict[str, Any]) -> int:
+    size = getattr(config_of_architecture(architecture), "image_size", None)
+    if not isinstance(size, int):
+        raise UserError(
+            f"--model.architecture {architecture} does not say the size of its input; give the preprocessing "
+            f"with --model.image ({listing(ImageSpec.__dataclass_fields__)})."
+        )
+    return size
 
 
 def _record_of_spec(spec: ImageSpec) -> dict[str, Any]:

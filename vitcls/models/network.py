@@ -109,7 +109,7 @@ def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
         ) from error
     unknown = [name for name in fields if not hasattr(defaults, name)]
     if unknown:
-        valid = [name for name in defaults.to_dict() if not name.startswith("_")]
+        valid = sorted(set(defaults.to_dict()) - set(PretrainedConfig().to_dict()))
         raise UserError(
             f"--model.architecture has no field {unknown[0]!r} for {model_type!r}"
             f"{suggestion(unknown[0], valid)}. Its fields: {listing(valid, 40)}."
@@ -200,6 +200,6 @@ def _reset_head(network: Any) -> None:
     for name in head_names(network):
         for module in network.get_submodule(name).modules():
             if isinstance(module, nn.Linear):
-                # As transformers initialises new heads: ViT, Dosovitskiy et al. 2020, keeps them small.
-                nn.init.normal_(module.weight, std=network.config.initializer_range)
+                # As transformers initialises new heads; ResNet's configuration does not say how wide.
+                nn.init.normal_(module.weight, std=getattr(network.config, "initializer_range", 0.02))
                 nn.init.zeros_(module.bias)
