@@ -69,6 +69,21 @@ def draw_split(folder: Path, per_class: int, seed: int, classes: tuple[str, ...]
             Image.fromarray(pixels).save(folder / name / f"{number:03}.jpg", quality=95)
 
 
+def embed(folder: Path, file: Path, names: list[str], image: str = "image", label: str = "label") -> None:
+    """Write the images of class folders as one parquet file with embedded bytes; `names` is the classes' order."""
+    import datasets
+
+    files = sorted(folder.rglob("*.jpg"))
+    columns = {
+        image: [{"bytes": file.read_bytes(), "path": None} for file in files],
+        label: [file.parent.name for file in files],
+    }
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("string")
+    features = datasets.Features({image: datasets.Image(), label: kind})
+    file.parent.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
+
+
 @pytest.fixture
 def vitcls(capfd) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Run a command line in this process: (exit status, standard output, standard error)."""

@@ -1,11 +1,10 @@
 from pathlib import Path
 
-import datasets
 import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import TINY
+from tests.conftest import TINY, embed
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 FAST = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
@@ -21,17 +20,9 @@ FAST += [
 def stand_in(tmp_path, colours):
     """A local dataset with the splits that the configs name, as parquet files with embedded images."""
     folder = tmp_path / "dataset"
-    folder.mkdir()
-    files = sorted(colours.rglob("*.jpg"))
-    names = sorted({file.parent.name for file in files})
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
     for split in ("train", "validation", "test"):
-        part = [file for file in files if file.parts[-3] == ("train" if split == "train" else "test")]
-        columns = {
-            "image": [{"bytes": file.read_bytes(), "path": None} for file in part],
-            "label": [file.parent.name for file in part],
-        }
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-0.parquet")
+        part = colours / ("train" if split == "train" else "test")
+        embed(part, folder / f"{split}-0.parquet", ["blue", "green", "red"])
     return folder
 
 

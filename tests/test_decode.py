@@ -1,5 +1,6 @@
 import struct
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -216,23 +217,26 @@ def test_a_header_that_claims_too_many_pixels_is_refused():
         decode(PNG_DATA[:8] + chunk + PNG_DATA[33:])
 
 
+def damaged_copies(whole: bytes, count: int = 150) -> Iterator[bytes]:
+    """Copies with one to three flipped bits; every third is cut short."""
+    random = np.random.default_rng(8)
+    for attempt in range(count):
+        copy = bytearray(whole)
+        for place in random.integers(len(copy), size=random.integers(1, 4)):
+            copy[place] ^= 1 << random.integers(8)
+        yield bytes(copy[: random.integers(len(copy))] if attempt % 3 == 0 else copy)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("WEBP", {})],
     ids=str,
 )
 def test_damaged_files_give_an_image_or_a_bad_image_and_nothing_else(kind, options):
-    whole = encoded(photo(40, 30), kind, **options)
-    random = np.random.default_rng(8)
     causes = []
-    for attempt in range(150):
-        damaged = bytearray(whole)
-        for place in random.integers(len(damaged), size=random.integers(1, 4)):
-            damaged[place] ^= 1 << random.integers(8)
-        if attempt % 3 == 0:
-            damaged = damaged[: random.integers(len(damaged))]
+    for data in damaged_copies(encoded(photo(40, 30), kind, **options)):
         try:
-            pixels = decode(bytes(damaged))
+            pixels = decode(data)
         except BadImageError as error:
             causes.append(str(error))
         else:
@@ -241,3 +245,18 @@ def test_damaged_files_give_an_image_or_a_bad_image_and_nothing_else(kind, optio
             assert pixels.shape[2] == 3
     assert all(causes)
     assert len(causes) >= 40  # most of the truncated files at least
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
+def test_a_damaged_jpeg_is_decoded_where_pillow_decodes_it_and_to_the_same_pixels(options):
+    decoded = 0
+    for data in damaged_copies(encoded(photo(40, 30), "JPEG", **options)):
+        try:
+            expected = by_pillow(data)
+        except Exception:  # noqa: BLE001 - Pillow raises many kinds
+            with pytest.raises(BadImageError):
+                decode(data)
+        else:
+            decoded += 1
+            assert np.array_equal(decode(data), expected)
+    assert decoded >= 20

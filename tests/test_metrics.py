@@ -81,6 +81,10 @@ def test_top5_counts_the_five_best_classes_and_not_the_sixth(rank):
     assert figures(logits, np.array([rank]))["val/top5"] == (rank < 5)
 
 
+def test_a_single_class_is_always_right():
+    assert set(figures(np.zeros((4, 1), dtype=np.float32), np.zeros(4, dtype=np.int64)).values()) == {1}
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
 def test_top5_of_five_or_fewer_classes_is_always_1(classes):
     logits, targets = random_case(1, classes, rows=50)

@@ -89,8 +89,9 @@ def test_the_seed_chooses_the_rows():
     assert len(set(samples)) == 20
 
 
-def test_every_row_has_the_same_chance():
-    ids = shuffled_classes([10, 20, 30])
+@pytest.mark.parametrize("sizes", [[10, 20, 30], [2] * 30, [1] * 60])
+def test_every_row_has_the_same_chance(sizes):
+    ids = shuffled_classes(sizes)
     hits = sum(counts(stratified_sample(ids, 15, seed), len(ids)) for seed in range(400))
     # 400 draws at 1/4: 100 expected, 8.7 standard deviation.
     assert hits.min() > 60

@@ -1,5 +1,4 @@
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -206,9 +205,8 @@ def parser() -> ArgumentParser:
     """Another parser than that of the verbs, with types that they do not have."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--quiet", type=bool, default=False)
-    parser.add_argument("--name", type=str | None, default=None)
     parser.add_argument("--sizes", type=list[int], default=[1])
-    parser.add_argument("--folder", type=Path | None, default=None)
+    parser.add_argument("--corners", type=list[int] | tuple[int, int], default=[1])
     parser.add_argument("--share", type=float | Literal["all"], default="all")
     parser.add_class_arguments(Engine, "engine")
     return parser
@@ -219,6 +217,7 @@ def parser() -> ArgumentParser:
     [
         (["--quiet=perhaps"], "--quiet is 'perhaps'; it must be true or false."),
         (["--sizes=[1, x]"], "--sizes is 'x'; it must be a whole number."),
+        (["--corners=wide"], "--corners is 'wide'; it must be a list."),
         (["--share=most"], "--share is 'most'; it must be a number or one of 'all'."),
         (["--engine.power=high"], "--engine.power is 'high'; it must be a whole number."),
         (["--engine.fuel=wood"], "--engine.fuel is 'wood'; it must be one of 'gas', 'coal'."),

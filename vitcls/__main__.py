@@ -26,6 +26,7 @@ _NOT_FOR_USERS: list[tuple[type[Warning], str]] = [
     (FutureWarning, ""),
     (UserWarning, "Checkpoint directory .* exists and is not empty"),  # the run folder, just made
     (UserWarning, "Be aware that when using `ckpt_path`, callbacks used"),  # fit's, in another verb
+    (UserWarning, r"Found \d+ module\(s\) in eval mode"),  # batch norms under frozen weights
     (UserWarning, "The number of training batches .* is smaller than the logging interval"),
     (UserWarning, "The '.*_dataloader' does not have many workers"),  # `num_workers` is chosen, or said
 ]

@@ -64,7 +64,7 @@ class RunCheckpoint(ModelCheckpoint):
         last best, and a resume would silently throw the epochs after it away.
         """
         super().on_train_epoch_end(trainer, pl_module)
-        if not trainer.fast_dev_run:
+        if not getattr(trainer, "fast_dev_run", False):
             self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -74,7 +74,7 @@ class RunCheckpoint(ModelCheckpoint):
             log.info(
                 "interrupted after step %d; go on with: python -m vitcls fit --ckpt_path %s",
                 trainer.global_step,
-                shlex.quote(os.path.relpath(self.dirpath)),
+                shlex.quote(os.path.relpath(str(self.dirpath))),
             )
 
     def _save_last(self, trainer: Trainer) -> None:

@@ -1,0 +1,75 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError
+
+from vitcls.__main__ import VERBS
+from vitcls.cli import VitclsCLI
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "configs").glob("*.yaml"))]
+COMMAND = re.compile(r"(?:python -m vitcls|^vitcls) ((?:%s) .+?)(?:`|$|\s{2,}#)" % "|".join(VERBS), re.MULTILINE)
+
+
+def commands() -> list[str]:
+    joined = [re.sub(r"\\\n#?\s*", " ", page.read_text()) for page in PAGES]
+    return sorted({found.strip() for text in joined for found in COMMAND.findall(text) if "..." not in found})
+
+
+class Parser(VitclsCLI):
+    """The real parser, without what follows."""
+
+    def __init__(self) -> None:
+        try:
+            super().__init__(["fit", "--help"], [])
+        except SystemExit:
+            pass
+
+
+@pytest.fixture(scope="module")
+def parser(capsys_module=None):
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Parser().parser
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_documents_is_understood(parser, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    try:
+        parser.parse_args(shlex.split(command))
+    except ArgumentError as error:
+        pytest.fail(str(error))
+
+
+def test_the_documents_do_have_commands():
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("option", re.findall(r"^\| .+? \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+def test_every_option_of_the_table_is_understood(parser, option):
+    for words in re.findall(r"`(--[^`]+)`", option):
+        try:
+            parser.parse_args(["fit", "--model.adapter.r", "4", *shlex.split(words)])
+        except ArgumentError as error:
+            pytest.fail(str(error))
+
+
+def test_the_readme_names_every_file_of_a_run_folder():
+    from vitcls import runs
+
+    text = (ROOT / "README.md").read_text()
+    for name in (runs.CONFIG, runs.SPLITS, runs.HISTORY, runs.METRICS, runs.BEST, runs.LAST, runs.MODEL):
+        assert name in text
+
+
+def test_every_config_is_in_the_table_of_configs():
+    text = (ROOT / "configs" / "README.md").read_text()
+    for config in sorted((ROOT / "configs").glob("*.yaml")):
+        assert config.name in text
+        assert yaml.safe_load(config.read_text())["run_name"] == config.stem
