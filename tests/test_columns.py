@@ -30,14 +30,14 @@ def test_the_image_column_is_the_one_named_or_the_only_one(columns, given, expec
 @pytest.mark.parametrize(
     ("columns", "given", "parts"),
     [
-        ({"image": Image(), "mask": Image(), "label": ANIMALS}, None, ["several", "image (Image)", "mask (Image)"]),
-        ({"path": TEXT, "label": ANIMALS}, None, ["no column", "path (string)", "label (ClassLabel)"]),
+        ({"image": Image(), "mask": Image(), "label": ANIMALS}, None, ["Several", "image (Image)", "mask (Image)"]),
+        ({"path": TEXT, "label": ANIMALS}, None, ["No column", "path (string)", "label (ClassLabel)"]),
         ({"image": Image(), "path": TEXT}, "path", ["'path'", "of type string", "image (Image)"]),
         ({"image": Image(), "label": ANIMALS}, "label", ["'label'", "of type ClassLabel", "image (Image)"]),
         ({"image": Image(), "label": ANIMALS}, "imgae", ["'imgae'", "did you mean 'image'?", "label (ClassLabel)"]),
         ({"image": Image(), "label": ANIMALS}, "zzz", ["'zzz'", "does not have. ", "image (Image)"]),
     ],
-    ids=["several", "none", "string", "classes", "misspelt", "not there"],
+    ids=["Several", "none", "string", "classes", "misspelt", "not there"],
 )
 def test_an_unclear_image_column_is_refused_with_the_columns_and_their_types(columns, given, parts):
     with pytest.raises(UserError) as refusal:
@@ -74,13 +74,13 @@ def test_the_label_column_is_the_one_named_or_the_clearest(columns, given, expec
 @pytest.mark.parametrize(
     ("columns", "given", "parts"),
     [
-        ({"fine": ANIMALS, "coarse": ANIMALS}, None, ["several", "fine (ClassLabel)", "coarse (ClassLabel)"]),
-        ({"label": ANIMALS, "labels": ANIMALS}, None, ["several", "label (ClassLabel)", "labels (ClassLabel)"]),
-        ({"caption": TEXT, "name": LONG_TEXT}, None, ["several", "caption (string)", "name (large_string)"]),
-        ({"grade": WHOLE}, None, ["no column", "image (Image)", "grade (int64)"]),
-        ({"label": REAL}, None, ["no column", "label (float32)"]),
-        ({"label": Value("bool")}, None, ["no column", "label (bool)"]),
-        ({"label": datasets.List(WHOLE)}, None, ["no column", "label (List)"]),
+        ({"fine": ANIMALS, "coarse": ANIMALS}, None, ["Several", "fine (ClassLabel)", "coarse (ClassLabel)"]),
+        ({"label": ANIMALS, "labels": ANIMALS}, None, ["Several", "label (ClassLabel)", "labels (ClassLabel)"]),
+        ({"caption": TEXT, "name": LONG_TEXT}, None, ["Several", "caption (string)", "name (large_string)"]),
+        ({"grade": WHOLE}, None, ["No column", "image (Image)", "grade (int64)"]),
+        ({"label": REAL}, None, ["No column", "label (float32)"]),
+        ({"label": Value("bool")}, None, ["No column", "label (bool)"]),
+        ({"label": datasets.List(WHOLE)}, None, ["No column", "label (List)"]),
         ({"label": ANIMALS, "score": REAL}, "score", ["'score'", "of type float32", "ClassLabel, strings or whole"]),
         ({"label": ANIMALS}, "image", ["'image'", "of type Image", "ClassLabel, strings or whole"]),
         ({"label": ANIMALS, "tags": datasets.List(TEXT)}, "tags", ["'tags'", "of type List"]),

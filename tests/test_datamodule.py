@@ -1,7 +1,7 @@
 import json
-import os
 import pickle
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -100,7 +100,8 @@ def test_a_validation_split_is_used_unless_it_is_the_test_split(opened, colours,
 
 def test_limits_are_stratified_and_seeded(opened, colours):
     rows = [
-        opened(dataset=str(colours), train_limit=12, eval_limit=3, split_seed=seed).splits["train"] for seed in (0, 0, 1)
+        opened(dataset=str(colours), train_limit=12, eval_limit=3, split_seed=seed).splits["train"]
+        for seed in (0, 0, 1)
     ]
     assert [np.bincount(split.class_ids).tolist() for split in rows] == [[4, 4, 4]] * 3
     assert rows[0].rows.tolist() == rows[1].rows.tolist() != rows[2].rows.tolist()
@@ -159,7 +160,7 @@ def test_a_broken_image_among_the_rows_is_named_with_its_row(opened, colours, tm
     (folder / "a" / "7.png").write_bytes(b"")
     data = opened(dataset=str(folder.parent), validation_fraction=0.5)
     bad = [image for loader in (data.train_dataloader(), data.val_dataloader()) for b in loader for image in b["bad"]]
-    assert [(os.path.basename(image.name.split(" ")[0]), image.id) for image in bad] == [("7.png", 7)]
+    assert [(Path(image.name.split(" ")[0]).name, image.id) for image in bad] == [("7.png", 7)]
 
 
 def test_hyper_parameters_are_plain(opened, colours):

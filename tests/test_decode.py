@@ -137,7 +137,7 @@ def test_cmyk_jpeg_is_not_inverted():
     assert np.abs(decode(data).astype(int) - (200, 30, 90)).max() <= 3
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "gray JPEG", "CMYK JPEG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "gray JPEG", "CMYK JPEG"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_upright_by_every_exif_orientation_as_pillow_turns_it(kind, orientation):
     mode = {"gray JPEG": "L", "CMYK JPEG": "CMYK"}.get(kind, "RGB")
@@ -260,3 +260,18 @@ def test_a_damaged_jpeg_is_decoded_where_pillow_decodes_it_and_to_the_same_pixel
             decoded += 1
             assert np.array_equal(decode(data), expected)
     assert decoded >= 20
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x10\x00"], ids=["garbage", "cut short"]
+)
+def test_broken_exif_does_not_make_an_image_unreadable(kind, exif):
+    buffer = BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, format=kind, exif=exif)
+    assert decode(buffer.getvalue()).shape == (6, 8, 3)
+
+
+def test_postscript_named_like_an_image_is_not_interpreted():
+    with pytest.raises(BadImageError, match="not an image of a known format"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")

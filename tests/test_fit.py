@@ -82,7 +82,9 @@ def test_plain_transformers_and_peft_give_the_validation_accuracy(vitcls, fit_wo
     right = [name == data.features["label"].int2str(label) for name, label in zip(names, data["label"], strict=True)]
     logged = val_figures(run)
     assert torch.tensor(right).float().mean().item() == logged["val/accuracy"]
-    assert torch.nn.functional.cross_entropy(logits, torch.tensor(data["label"])).item() == pytest.approx(logged["val/loss"], abs=1e-5)
+    assert torch.nn.functional.cross_entropy(logits, torch.tensor(data["label"])).item() == pytest.approx(
+        logged["val/loss"], abs=1e-5
+    )
 
 
 def test_an_adapter_checkpoint_holds_the_trained_part_only(vitcls, fit_words, tmp_path):

@@ -13,5 +13,9 @@ def test_the_loss_curve_of_a_tiny_vit_is_reproduced(vitcls, fit_words, tmp_path)
     words += ["--model.adapter.r=4", "--model.adapter.dropout=0.1", "--model.lr=0.01", "--seed_everything=7"]
     assert vitcls(*fit_words, *words)[0] == 0
     with (tmp_path / "runs" / "run" / "metrics.csv").open(newline="") as file:
-        curve = [float(row["val/loss"] or row["train/loss"]) for row in csv.DictReader(file) if row["val/loss"] or row["train/loss"]]
+        curve = [
+            float(row["val/loss"] or row["train/loss"])
+            for row in csv.DictReader(file)
+            if row["val/loss"] or row["train/loss"]
+        ]
     assert curve == pytest.approx(CURVE, abs=1e-4)

@@ -1,3 +1,4 @@
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -11,38 +12,33 @@ from vitcls.cli import VitclsCLI
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "configs").glob("*.yaml"))]
-COMMAND = re.compile(r"(?:python -m vitcls|^vitcls) ((?:%s) .+?)(?:`|$|\s{2,}#)" % "|".join(VERBS), re.MULTILINE)
+COMMAND = re.compile(rf"python -m vitcls ((?:{'|'.join(VERBS)}) .+?)(?:`|$)", re.MULTILINE)
 
 
 def commands() -> list[str]:
     joined = [re.sub(r"\\\n#?\s*", " ", page.read_text()) for page in PAGES]
-    return sorted({found.strip() for text in joined for found in COMMAND.findall(text) if "..." not in found})
+    return sorted({found.strip() for text in joined for found in COMMAND.findall(text) if "..." not in found and "--help" not in found})
 
 
 class Parser(VitclsCLI):
-    """The real parser, without what follows."""
+    """The real parser, without what follows on parsing."""
 
-    def __init__(self) -> None:
-        try:
-            super().__init__(["fit", "--help"], [])
-        except SystemExit:
-            pass
+    def parse_arguments(self, parser, args) -> None:
+        raise StopIteration
 
 
 @pytest.fixture(scope="module")
-def parser(capsys_module=None):
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return Parser().parser
+def parser():
+    cli = Parser.__new__(Parser)
+    with contextlib.suppress(StopIteration):
+        cli.__init__(["fit"], [])
+    return cli.parser
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_documents_is_understood(parser, command, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_command_of_the_documents_is_understood(parser, command):
     try:
-        parser.parse_args(shlex.split(command))
+        parser.parse_args([str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)])
     except ArgumentError as error:
         pytest.fail(str(error))
 

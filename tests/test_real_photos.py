@@ -43,4 +43,6 @@ def test_the_pretrained_head_is_kept_and_agrees_with_the_pipeline_of_transformer
     for photo, row in zip(photos, rows, strict=True):
         best = classify(Image.open(photo))[0]
         assert best["label"] in ",".join(row)
-        assert best["score"] == pytest.approx(max(float(w) for w in row if w.replace(".", "").isdigit() and "." in w), abs=1e-4)
+        assert best["score"] == pytest.approx(
+            max(float(w) for w in row if w.replace(".", "").isdigit() and "." in w), abs=1e-4
+        )

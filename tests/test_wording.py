@@ -175,7 +175,7 @@ def test_a_mistake_in_a_file_is_told_like_one_in_the_words(config, told, refuses
 def test_a_file_that_does_not_exist_is_named(refuses_words, tmp_path):
     told = refuses_words("--config", tmp_path / "nowhere.yaml")
     assert "--config" in told
-    assert "does not exist" in told
+    assert "there is no file" in told
     assert str(tmp_path / "nowhere.yaml") in told
 
 
@@ -248,3 +248,41 @@ def test_a_suggestion_is_given_only_where_one_is_near():
 )
 def test_a_long_listing_is_cut_with_a_count(count, told):
     assert listing(map(str, range(count)), 3) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (
+            ["--model.optimizer=SGD", "--model.optimizer.momentun=0.9"],
+            "no option 'momentun' (did you mean 'momentum'?)",
+        ),
+        (
+            ["--model.optimizer=SGD", "--model.optimizer.momentum=lots"],
+            "--model.optimizer.momentum is 'lots'; it must be a number.",
+        ),
+        (["--trainer.accelerator=gpuu"], "accelerator='gpuu'"),
+        (["--trainer.devices=x,y"], "The trainer refuses its options"),
+        (["--trainer.strategy=dpp"], "strategy='dpp'"),
+        (["--model=3"], "--model is '3'"),
+        (["--data.crop_scale=[0.1]"], "it must be a list of 2."),
+        (["--batch_size=3"], "did you mean --data.batch_size?"),
+    ],
+)
+def test_what_is_wrong_is_told_alone(refuses, fit_words, words, part):
+    told = refuses(*fit_words, *words)
+    assert part in told
+    assert "Namespace" not in told
+
+
+@pytest.mark.parametrize("word", ["learning_rate", "warm", "epochs", "momentum"])
+def test_a_word_like_no_option_gets_no_suggestion(refuses, word):
+    assert "did you mean" not in refuses("fit", f"--model.{word}=1")
+
+
+@pytest.mark.parametrize("path", ["vitcls.callbacks.Nope", "torch.nn.Linear"])
+def test_a_class_path_that_is_no_callback_is_named(refuses, path, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"trainer: {{callbacks: [{{class_path: {path}}}]}}")
+    told = refuses("fit", "--config", tmp_path / "c.yaml")
+    assert path in told
+    assert "must be null" not in told

@@ -150,7 +150,10 @@ class VitclsCLI(LightningCLI):
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self._get(self.config_init, "output") or DEFAULT_OUTPUT))
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs, **_launched_by_torchrun(config))
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs, **_launched_by_torchrun(config))
+        except (MisconfigurationException, ValueError, TypeError) as error:  # how Trainer refuses its arguments
+            raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; never unpickle it."""

@@ -32,28 +32,61 @@ def sentence(message: str, options: Iterable[str]) -> str:
     for pattern in _UNKNOWN_OPTION:
         if found := pattern.search(message):
             return _unknown_option(found[1], list(options))
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    if found := re.search(r"class_path '([^']+)'.*?Option '([^']+)' is not accepted", message, re.DOTALL):
-        return f"{found[1]} (--{key}) has no option {found[2]!r}{suggestion(found[2], _arguments_of(found[1]))}."
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"--{key}: there is no class {found[1]!r}{suggestion(found[1], _known_classes())}."
-    if key and (expected := _expected(message)):
-        return f"--{key} is {_value(message)}; it must be {' or '.join(expected)}."
-    if key:
-        return f"--{key}: {_flat(message).split(': ', 1)[-1]}"
-    return _flat(message)
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    return _about_a_class(message, key) or _about_a_value(message, key) or _flat(message)
 
 
 def _unknown_option(name: str, options: list[str]) -> str:
-    siblings = [o for o in options if o.rpartition(".")[0] == name.rpartition(".")[0]]
-    close = get_close_matches(name, siblings, n=1) or get_close_matches(name, options, n=1)
-    near = f" (did you mean --{close[0]}?)" if close else ""
+    near = f" (did you mean --{nearest}?)" if (nearest := _nearest(name, options)) else ""
     return f"There is no option --{name}{near}; --help lists them all."
 
 
+def _nearest(name: str, options: list[str]) -> str | None:
+    """The likeliest option: a sibling spelt nearly so, else one that is called so elsewhere.
+
+    Only last parts are compared: a shared first part would make all of a group look alike.
+    """
+    parent, _, leaf = name.rpartition(".")
+    siblings = {o.rpartition(".")[2]: o for o in options if o.rpartition(".")[0] == parent}
+    close = [siblings[sibling] for sibling in get_close_matches(leaf, siblings, n=1)]
+    elsewhere = [o for o in options if o.rpartition(".")[2] == leaf]
+    whole = [] if siblings else get_close_matches(name, options, n=1)
+    return next(iter([*close, *elsewhere, *whole]), None)
+
+
+def _about_a_class(message: str, key: str) -> str | None:
+    """Of a class given by its path: a wrong argument, or a wrong path."""
+    if found := re.search(r"Option '([^']+)' is not accepted", message):
+        paths = re.findall(r"class_path(?:=| )'([\w.]+)'", message)
+        return f"{paths[0]} (--{key}) has no option {found[1]!r}{suggestion(found[1], _arguments_of(paths[0]))}."
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"--{key}: there is no class {found[1]!r}{suggestion(found[1], _known_classes())}."
+    if found := re.search(
+        r"Problem with given class_path '([\w.]+)':\s+(module .+ has no attribute .+|No module .+)", message
+    ):
+        name = found[1].rpartition(".")[2]
+        return f"--{key}: there is no class {found[1]!r}{suggestion(name, _known_classes())}."
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        return f"--{key}: {found[1]} is no {found[2]}."
+    return None
+
+
+def _about_a_value(message: str, key: str) -> str | None:
+    if key and (expected := _expected(message)):
+        return f"--{key} is {_value(message)}; it must be {' or '.join(expected)}."
+    if found := re.search(r"File does not exist: '?([^']+)'?", message):
+        return f"--{key}: there is no file {found[1]}."
+    if key and (found := re.search(r"Unable to load config '?(.+?)'?$", message, re.MULTILINE)):
+        return f"--{key} is {found[1]!r}; it has options of its own, such as --{key}.NAME VALUE."
+    return f"--{key}: {_flat(message).split(': ', 1)[-1]}" if key else None
+
+
 def _expected(message: str) -> list[str]:
-    """What was expected, in words, each once."""
-    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)
+    """What was expected, in words, each once; of a class' argument only that argument's."""
+    inner = message.rpartition('Parser key "')[2]
+    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", inner)
+    if "Got value: Namespace(" in message or "Problem with given class_path" in message:
+        kinds = kinds[:1]  # what follows is about the class as a whole
     return list(dict.fromkeys(_in_words(kind) for kind in kinds))
 
 
@@ -62,11 +95,13 @@ def _in_words(kind: str) -> str:
         return f"one of {found[1]}"
     if found := re.fullmatch(r"<class '(?:.*\.)?(\w+)'>", kind):
         return _WORDS_OF_TYPES.get(found[1], f"a {found[1]}")
+    if found := re.fullmatch(r"tuple with (\d+) elements", kind):
+        return f"a list of {found[1]}"
     return kind
 
 
 def _value(message: str) -> str:
-    found = re.findall(r"(?:Got|Given) value: (.+)", message)
+    found = re.findall(r"(?:Got|Given) value: (.+?)(?=\. Got value: |$)", message, re.MULTILINE)
     return repr(found[0]) if found else "not valid"
 
 

@@ -39,7 +39,7 @@ def image_column(features: datasets.Features, given: str | None = None) -> str:
 
 
 def label_column(features: datasets.Features, given: str | None = None) -> str:
-    """The column of the classes: the one given, else the only ClassLabel, else the only string.
+    """The column of the classes: the one given, else the only ClassLabel, `label`, or the only string.
 
     Among several of a kind, one that is called `label` or `labels` is meant.
 
@@ -52,8 +52,8 @@ def label_column(features: datasets.Features, given: str | None = None) -> str:
             raise _wrong_type(features, given, "label", "classes (ClassLabel, strings or whole numbers)")
         return given
     candidates = [n for n, f in features.items() if _is_class_label(f)]
-    candidates = candidates or [n for n, f in features.items() if _is_string(f)]
     candidates = candidates or [n for n in USUAL_LABEL_NAMES if _is_name_or_number(features.get(n))]
+    candidates = candidates or [n for n, f in features.items() if _is_string(f)]
     usual = [n for n in candidates if n in USUAL_LABEL_NAMES]
     return _only(features, usual if len(usual) == 1 else candidates, "label")
 
@@ -73,8 +73,8 @@ def labelled(table: datasets.Dataset, column: str, where: str) -> Labelled:
     values = table.select_columns([column]).with_format("numpy")[:][column]
     if _is_class_label(feature):
         return Labelled(list(feature.names), _checked(values, column, where))
-    if values.dtype.kind in "iu":
-        numbers, ids = np.unique(values, return_inverse=True)
+    if not _is_string(feature):
+        numbers, ids = np.unique(_checked(values, column, where), return_inverse=True)
         return Labelled([str(number) for number in numbers], ids.astype(np.int64))
     missing = [row for row, value in enumerate(values) if not isinstance(value, str)]
     if missing:
@@ -84,7 +84,7 @@ def labelled(table: datasets.Dataset, column: str, where: str) -> Labelled:
 
 
 def _checked(values: NDArray, column: str, where: str) -> NDArray[np.int64]:
-    # A missing ClassLabel is NaN in a float array; -1 is the Hub's custom for hidden test labels.
+    # A missing number is NaN in a float array; -1 is the Hub's custom for hidden test labels.
     bad = np.isnan(values) | (values < 0) if values.dtype.kind == "f" else values < 0
     if bad.any():
         raise _unlabelled(np.flatnonzero(bad).tolist(), column, where)
@@ -114,7 +114,7 @@ def _is_name_or_number(feature: object) -> bool:
 def _only(features: datasets.Features, candidates: list[str], kind: str) -> str:
     if len(candidates) == 1:
         return candidates[0]
-    found = f"several columns could be the {kind}" if candidates else f"no column is clearly the {kind}"
+    found = f"Several columns could be the {kind}" if candidates else f"No column is clearly the {kind}"
     raise UserError(f"{found}: {_columns(features)}. Choose one with --data.{kind}_column.")
 
 

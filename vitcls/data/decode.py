@@ -1,5 +1,6 @@
 """Bytes of an image file -> upright RGB pixels."""
 
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -10,6 +11,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vitcls.errors import BadImageError
 
 Pixels = NDArray[np.uint8]
+
+Image.init()
+# Raster formats alone, those that this Pillow has. It would hand PostScript to Ghostscript, which
+# executes it, whatever the file's name says.
+FORMATS: list[str] = [
+    f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000") if f in Image.OPEN
+]
 
 # EXIF orientation -> (transpose, flip rows, flip columns), EXIF 2.32, tag 0x0112.
 _UPRIGHT = {
@@ -42,9 +50,11 @@ def decode(data: bytes) -> Pixels:
     if not data:
         raise BadImageError("the file is empty (0 bytes)")
     try:
-        with Image.open(BytesIO(data)) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return _upright(_pixels(image, data), orientation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that is corrupt beside whole pixels
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                pixels = _pixels(image, data)
+                return _upright(pixels, _orientation(image))
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -54,12 +64,23 @@ def decode(data: bytes) -> Pixels:
 
 
 def _pixels(image: Image.Image, data: bytes) -> Pixels:
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         except ValueError:
             pass  # stricter than Pillow, which decides below whether the file is readable
     return np.array(_to_rgb(image))  # a copy: Pillow's own memory is not writable
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied; 1, upright, where EXIF cannot be read.
+
+    Asked for after decoding: Pillow turns a TIFF while it loads it, and then forgets its tag.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001 - as in decode; the pixels are none the worse for it
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

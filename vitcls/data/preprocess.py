@@ -60,18 +60,18 @@ class ImageSpec:
         """
         height, width = image.shape[-2:]
         image = tv.resize(image, self._resized_shape(height, width), self.mode, antialias=True)
-        return tv.center_crop(image, [self.size, self.size])
+        return _centre(image, self.size)
 
     @property
     def mode(self) -> InterpolationMode:
-        """The interpolation as torchvision names it."""
-        return InterpolationMode(self.interpolation)
+        """The interpolation as torchvision names it, and as transformers means it."""
+        return InterpolationMode("nearest-exact" if self.interpolation == "nearest" else self.interpolation)
 
     def normalise(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> float32 with mean and std applied, on the same device.
 
-        The order of operations is that of transformers' image processors, so that both give the
-        same bits: mean and std are scaled by 255, not the pixels by 1/255.
+        The order of operations is that of transformers' image processors that normalise, so that
+        both give the same bits: mean and std are scaled by 255, not the pixels by 1/255.
         """
         mean = torch.tensor(self.mean, device=pixel_values.device).mul_(255).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixel_values.device).mul_(255).view(3, 1, 1)
@@ -132,6 +132,21 @@ def processor_of_spec(spec: ImageSpec) -> Any:
     return DeiTImageProcessor(size=larger, crop_size=square, **common)
 
 
+def _centre(image: Tensor, size: int) -> Tensor:
+    """The central square, black where the image is smaller.
+
+    torchvision's own `center_crop` rounds half a pixel where transformers cuts it off: a quarter of
+    all photo sizes would be one pixel away from what the checkpoint's processor takes.
+    """
+    height, width = image.shape[-2:]
+    lacks_width, lacks_height = max(0, size - width), max(0, size - height)
+    if lacks_width or lacks_height:
+        before, after = (lacks_width // 2, lacks_height // 2), (-(-lacks_width // 2), -(-lacks_height // 2))
+        image = tv.pad(image, [*before, *after])
+        height, width = image.shape[-2:]
+    return tv.crop(image, (height - size) // 2, (width - size) // 2, size, size)
+
+
 def _spec_of_processor(config: dict[str, Any], checkpoint: str) -> ImageSpec:
     resize, resize_to, size = _geometry(config, checkpoint)
     _check_scaling(config, checkpoint)
@@ -148,21 +163,25 @@ def _spec_of_processor(config: dict[str, Any], checkpoint: str) -> ImageSpec:
 
 def _geometry(config: dict[str, Any], checkpoint: str) -> tuple[Resize, int, int]:
     """(how, side after the resize, side after the crop) of a processor's configuration."""
-    size = dict(config.get("size") or {})
+    size = {name: value for name, value in dict(config.get("size") or {}).items() if value}
     crop = dict(config.get("crop_size") or {}) if config.get("do_center_crop") else {}
     target = crop.get("height")
-    if not config.get("do_resize", True) or crop.get("height") != crop.get("width"):
-        raise _unsupported(checkpoint, f"size {size}, crop {crop or None}")
-    if short := size.get("shortest_edge"):
-        if "crop_pct" not in config:
-            return "crop", short, target or short
-        # ConvNeXt (arXiv:2201.03545): below 384 a crop of crop_pct, from 384 on a plain resize.
-        return ("crop", int(short / config["crop_pct"]), short) if short < 384 else ("squash", short, short)
-    if (edge := size.get("max_height")) and edge == size.get("max_width") == target:
-        return "letterbox", edge, edge
-    if (side := size.get("height")) and side == size.get("width"):
-        return "squash", side, target or side
-    raise _unsupported(checkpoint, f"size {size}, crop {crop or None}")
+    asked = {name: config.get(name) for name in ("do_resize", "do_center_crop", "do_pad", "crop_pct")}
+    found = _unsupported(checkpoint, f"size {size}, crop {crop or None}, {asked}")
+    if not config.get("do_resize", True) or config.get("do_pad") or target != crop.get("width"):
+        raise found
+    if size.keys() == {"shortest_edge"}:
+        short = size["shortest_edge"]
+        if "crop_pct" in config and not crop:
+            # ConvNeXt (arXiv:2201.03545): below 384 a crop of crop_pct, from 384 on a plain resize.
+            return ("crop", int(short / config["crop_pct"]), short) if short < 384 else ("squash", short, short)
+        if crop and "crop_pct" not in config:
+            return "crop", short, crop["height"]
+    if size.keys() == {"max_height", "max_width"} and set(size.values()) == {target}:
+        return "letterbox", size["max_height"], size["max_height"]
+    if size.keys() == {"height", "width"} and size["height"] == size["width"]:
+        return "squash", size["height"], target or size["height"]
+    raise found
 
 
 def _interpolation(config: dict[str, Any], checkpoint: str) -> Interpolation:

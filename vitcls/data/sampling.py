@@ -20,7 +20,7 @@ class SharedEvenly:
 
     Args:
         rows: N, at least `processes`.
-        batch_size: B, the largest batch.
+        batch_size: B, the largest batch; B + 1 where a process would else have an empty one.
         processes: how many share the rows.
         rank: which of them this is.
 
@@ -36,7 +36,7 @@ class SharedEvenly:
             )
         own = np.arange(rank, rows, processes)
         most = -(-rows // processes)
-        self._batches = np.array_split(own, -(-most // batch_size))
+        self._batches = np.array_split(own, min(-(-most // batch_size), rows // processes))
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -69,9 +69,9 @@ class Split:
 def stratified_sample(class_ids: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Choose `count` positions so that each class keeps its share, to within one row.
 
-    The k-th row of a shuffled class of n rows stands at (k + 1/2) / n; the `count` rows that stand
-    lowest are taken (systematic sampling; Cochran, Sampling Techniques, chapter 8). A class of one
-    row is taken last, so that a validation share never takes a class away from training.
+    Each class gives its share rounded down; the rows that are still missing come from the classes
+    with the largest remainders (Hamilton's method), last from those that would be left with none. A
+    class of a single row gives it only where the others cannot make up the count.
 
     Args:
         class_ids: (N,) class of each row.
@@ -81,13 +81,17 @@ def stratified_sample(class_ids: NDArray[np.int64], count: int, seed: int) -> ND
     Returns:
         (count,) positions, ascending.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(class_ids))
-    stands = np.empty(len(class_ids))
-    for class_id in np.unique(class_ids):
-        members = shuffled[class_ids[shuffled] == class_id]
-        stands[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = shuffled[np.argsort(stands[shuffled], kind="stable")]
-    return np.sort(order[:count])
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(class_ids))
+    _, sizes = np.unique(class_ids, return_counts=True)
+    weights = sizes * (sizes > 1) if count <= sizes[sizes > 1].sum() else sizes
+    shares = weights * count / max(1, weights.sum())
+    takes = np.floor(shares).astype(np.int64)
+    order = np.lexsort((random.random(len(sizes)), takes - shares, takes + 1 >= sizes))
+    takes[order[: count - takes.sum()]] += 1
+    by_class = np.split(shuffled[np.argsort(class_ids[shuffled], kind="stable")], np.cumsum(sizes)[:-1])
+    chosen = [members[:take] for members, take in zip(by_class, takes, strict=True)] if len(class_ids) else []
+    return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 
 def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], ids: NDArray[np.int64]) -> str:
@@ -101,7 +105,7 @@ def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], id
     for batch in table.select_columns([image_column]).with_format("arrow").iter(1000):
         for chunk in batch[image_column].chunks:  # a chunk's field is a view: no image is copied
             paths = chunk.field("path").to_pylist()
-            digest.update("\n".join(Path(path or "").name for path in paths).encode())
+            digest.update("".join(f"{Path(path or '').name}\n" for path in paths).encode())
     return digest.hexdigest()
 
 
@@ -121,7 +125,7 @@ def matched(names: list[str], ids: NDArray[np.int64], labels: list[str], where: 
     unknown = [names[i] for i in np.unique(ids) if names[i] not in index]
     if unknown:
         raise UserError(
-            f"The {where} data has {len(unknown)} classes that the model does not know: "
+            f"The {where} data has classes that the model does not know ({len(unknown)}): "
             f"{listing(unknown, 8)}. The model's {len(labels)} classes: {listing(labels, 8)}. Give data "
             "with the model's classes, or train a model on these."
         )

@@ -65,6 +65,8 @@ class ViTClassifier(LightningModule):
         warmup_steps: optimiser steps of linear warm-up.
         warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
         schedule: of the learning rate after the warm-up.
+        label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
+            arXiv:1512.00567, section 7), in [0, 1); validation and test measure the plain loss.
         optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
             `weight_decay`.
         labels: names of the classes in output order. Not given: the training data's.
@@ -83,12 +85,15 @@ class ViTClassifier(LightningModule):
         warmup_steps: int | None = None,
         warmup_fraction: float = 0.1,
         schedule: Schedule = "cosine",
+        label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         labels: list[str] | None = None,
         image: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(checkpoint, architecture, adapter, train, lr)
+        _check_arguments(checkpoint, architecture, adapter, train)
+        _check_range("lr", lr, lr > 0, "above 0")
+        _check_range("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
         self.save_hyperparameters(ignore=["optimizer"])
         if is_dataclass(adapter):  # checkpoints are read with weights_only=True: plain values only
             self.hparams["adapter"] = asdict(adapter)
@@ -214,7 +219,8 @@ class ViTClassifier(LightningModule):
         """Cross entropy (mean over B) of a batch, logged with the metrics of its stage."""
         labels = batch["labels"]
         logits = self(batch["pixel_values"]).float()
-        loss = F.cross_entropy(logits, labels)
+        smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         mean_loss, accuracies = self._metrics_of(stage)
         mean_loss.update(loss.detach(), weight=len(labels))
         accuracies.update(logits.detach(), labels)
@@ -323,9 +329,7 @@ class ViTClassifier(LightningModule):
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
 
-def _check_arguments(
-    checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, lr: float
-) -> None:
+def _check_arguments(checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str) -> None:
     if (checkpoint is None) == (architecture is None):
         raise UserError(
             "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
@@ -338,8 +342,11 @@ def _check_arguments(
         )
     if adapter is not None and train == "head":
         raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")
-    if lr <= 0:
-        raise UserError(f"--model.lr is {lr}; it must be above 0.")
+
+
+def _check_range(name: str, value: float, good: bool, valid: str) -> None:
+    if not good:
+        raise UserError(f"--model.{name} is {value}; it must be {valid}.")
 
 
 def _input_size(architecture: dict[str, Any]) -> int:
