@@ -10,5 +10,5 @@ class InterruptAfter(Callback):
         self.step = step
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
-        if trainer.global_step == self.step - 1:
+        if trainer.global_step == self.step - 1 and trainer.is_global_zero:
             signal.raise_signal(signal.SIGINT)

@@ -8,15 +8,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import yaml
 
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
-def finish(command: list[str]) -> str:
+def finish(command: list[str], status: int = 0) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=220, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -48,3 +50,12 @@ def test_torchrun_trains_one_run_with_all_its_processes(fit_words, tmp_path):
     with (run / "metrics.csv").open(newline="") as file:
         last = max(int(float(row["step"])) for row in csv.DictReader(file))
     assert last == 3  # 54 images in batches of 2 x 16 make 2 steps an epoch, counted from 0
+
+
+def test_ctrl_c_in_one_process_ends_both_after_the_same_batch(fit_words, tmp_path):
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 3}}
+    (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [interrupt]}}))
+    words = [*fit_words, "--config", str(tmp_path / "interrupt.yaml"), *TWO]
+    out = finish([sys.executable, "-m", "vitcls", *words], status=130)
+    assert "go on with: python -m vitcls fit --ckpt_path" in out
+    assert torch.load(tmp_path / "runs" / "run" / "last.ckpt", weights_only=True)["global_step"] == 3

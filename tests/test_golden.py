@@ -4,8 +4,9 @@ import csv
 
 import pytest
 
-# Recorded with torch 2.15 on x86-64, float32; float sums differ by 1e-6 between processors.
-CURVE = []
+# Validation and training loss of each epoch; torch 2.15, x86-64, float32. Sums differ by about 1e-6
+# between processors, and learning magnifies that: a true change moves these by more than 1e-3.
+CURVE = [0.930331, 1.11076, 0.645891, 0.865585, 0.561765, 0.620013]
 
 
 def test_the_loss_curve_of_a_tiny_vit_is_reproduced(vitcls, fit_words, tmp_path):
@@ -18,4 +19,4 @@ def test_the_loss_curve_of_a_tiny_vit_is_reproduced(vitcls, fit_words, tmp_path)
             for row in csv.DictReader(file)
             if row["val/loss"] or row["train/loss"]
         ]
-    assert curve == pytest.approx(CURVE, abs=1e-4)
+    assert curve == pytest.approx(CURVE, abs=1e-3)

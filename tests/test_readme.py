@@ -17,7 +17,14 @@ COMMAND = re.compile(rf"python -m vitcls ((?:{'|'.join(VERBS)}) .+?)(?:`|$)", re
 
 def commands() -> list[str]:
     joined = [re.sub(r"\\\n#?\s*", " ", page.read_text()) for page in PAGES]
-    return sorted({found.strip() for text in joined for found in COMMAND.findall(text) if "..." not in found and "--help" not in found})
+    return sorted(
+        {
+            found.strip()
+            for text in joined
+            for found in COMMAND.findall(text)
+            if "..." not in found and "--help" not in found
+        }
+    )
 
 
 class Parser(VitclsCLI):

@@ -29,21 +29,22 @@ class GracefulInterrupt(Callback):
         """Give SIGINT back."""
         self._give_back()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """End here, where the weights are whole."""
-        self._end_if_asked()
+        self._end_if_asked(trainer)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """End here too: a validation can be long."""
-        self._end_if_asked()
+        self._end_if_asked(trainer)
 
     def _ask(self, *_: Any) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
 
-    def _end_if_asked(self) -> None:
-        if self._asked:
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        # All processes end after the same batch: one that went on would wait for the others forever.
+        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             raise KeyboardInterrupt
 
     def _give_back(self) -> None:

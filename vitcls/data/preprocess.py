@@ -1,6 +1,7 @@
 """How a checkpoint wants its images: read from its image processor, kept, written back."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 import torch
@@ -73,8 +74,7 @@ class ImageSpec:
         The order of operations is that of transformers' image processors that normalise, so that
         both give the same bits: mean and std are scaled by 255, not the pixels by 1/255.
         """
-        mean = torch.tensor(self.mean, device=pixel_values.device).mul_(255).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixel_values.device).mul_(255).view(3, 1, 1)
+        mean, std = _scaled_statistics(self, pixel_values.device)
         return pixel_values.float().sub_(mean).div_(std)
 
     def _resized_shape(self, height: int, width: int) -> list[int]:
@@ -130,6 +130,13 @@ def processor_of_spec(spec: ImageSpec) -> Any:
         return ViTImageProcessor(size=square, **common)
     larger = {"height": spec.resize_to, "width": spec.resize_to}
     return DeiTImageProcessor(size=larger, crop_size=square, **common)
+
+
+@lru_cache(maxsize=16)  # a copy to the device in every step would wait for the step before it
+def _scaled_statistics(spec: ImageSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean, std) of pixels in 0..255, each (3, 1, 1) float32 on the device."""
+    mean, std = (torch.tensor(values).mul_(255).view(3, 1, 1).to(device) for values in (spec.mean, spec.std))
+    return mean, std
 
 
 def _centre(image: Tensor, size: int) -> Tensor:
