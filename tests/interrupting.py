@@ -1,6 +1,8 @@
-"""A callback that presses Ctrl-C."""
+"""Callbacks of the tests: one presses Ctrl-C, one keeps the order of the images."""
 
+import json
 import signal
+from pathlib import Path
 
 from lightning.pytorch import Callback
 
@@ -12,3 +14,20 @@ class InterruptAfter(Callback):
     def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
         if trainer.global_step == self.step - 1 and trainer.is_global_zero:
             signal.raise_signal(signal.SIGINT)
+
+
+class KeepOrder(Callback):
+    """Writes the ids of the last epoch, in the order that they were trained in."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.ids: list[int] = []
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        self.ids = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.ids += batch["ids"].tolist()
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.file.write_text(json.dumps(self.ids))

@@ -33,8 +33,18 @@ def test_of_equal_scores_the_smaller_loss_is_the_best(scores, mode, best):
     assert best_epochs(scores, mode) == best
 
 
-def test_the_tie_breaking_value_survives_a_resume():
-    first, second = RunCheckpoint(), RunCheckpoint()
+def test_the_tie_breaking_value_survives_a_resume(tmp_path):
+    first, second = RunCheckpoint(dirpath=str(tmp_path)), RunCheckpoint(dirpath=str(tmp_path))
     first._best_tie_break = 0.25
+    (tmp_path / "best.ckpt").touch()
+    first.best_model_path = str(tmp_path / "best.ckpt")
     second.load_state_dict(first.state_dict())
     assert second.state_dict()["best_tie_break"] == 0.25
+
+
+def test_a_best_that_is_gone_is_not_the_one_to_beat(tmp_path):
+    first, second = RunCheckpoint(dirpath=str(tmp_path)), RunCheckpoint(dirpath=str(tmp_path))
+    first.best_model_path = str(tmp_path / "best.ckpt")
+    first.best_model_score = torch.tensor(0.9)
+    second.load_state_dict(first.state_dict())
+    assert second.best_model_score is None

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitcls import __version__
 from vitcls.errors import UserError, suggestion
+from vitcls.processes import is_first_process
 
 VERBS = {
     "fit": "train a classifier, validate it each epoch, keep the best",
@@ -53,10 +54,12 @@ def main(args: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get(SHOW_TRACEBACKS):
             raise
-        _tell(str(error))
+        if is_first_process() or error.of_one_process:
+            _tell(str(error))
         return MISTAKE
     except KeyboardInterrupt:
-        _tell("interrupted")
+        if is_first_process():
+            _tell("interrupted")
         return INTERRUPTED
 
 
@@ -80,7 +83,7 @@ def _configure_logging() -> None:
     ours = logging.getLogger("vitcls")
     ours.handlers = [handler]
     ours.propagate = False
-    ours.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
+    ours.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     if not sys.stderr.isatty():
@@ -91,17 +94,12 @@ def _configure_logging() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    if _is_first_process():
+    if is_first_process():
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-
-
 def _tell(sentence: str) -> None:
-    if _is_first_process():
-        print(f"vitcls: {sentence}", file=sys.stderr)
+    print(f"vitcls: {sentence}", file=sys.stderr)
 
 
 def _help() -> str:

@@ -3,25 +3,25 @@
 import logging
 import os
 import tempfile
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from vitcls import records, runs
 from vitcls.callbacks import ConfiguredPatience, GracefulInterrupt, PredictionWriter, RunCheckpoint
 from vitcls.data.choice import SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
-from vitcls.models.classifier import RECORD, ViTClassifier
+from vitcls.models.classifier import ViTClassifier
+from vitcls.processes import is_first_process
 from vitcls.wording import sentence
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 DEFAULT_ROOT = "checkpoints"
 DEFAULT_OUTPUT = "predictions.csv"
 DEFAULT_EPOCHS = 10
-SOURCE_KEYS = {field.name for field in fields(SourceChoice)}
 # A guessed option is a silent one, and a parser that exits prints a page before the reason.
 PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 TRAINER_DEFAULTS = {
@@ -44,9 +43,18 @@ TRAINER_DEFAULTS = {
 class RunRecord(SaveConfigCallback):
     """Writes config.yaml and splits.json of a fit, before its first step."""
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, run: Path | None = None) -> None:
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, run: Path | None = None, data_of: Path | None = None
+    ) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self._run = run
+        self._data_of = data_of
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Where the data is to be that of an earlier run, check that it is; then write."""
+        if self._data_of is not None:
+            records.check_same_data(self._data_of, trainer.datamodule.splits)  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both; earlier ones of a resumed run are kept beside them."""
@@ -109,6 +117,8 @@ class VitclsCLI(LightningCLI):
             self.checkpoint = runs.find_checkpoint(path, verb)
             content = runs.read_checkpoint(self.checkpoint)
             self._steps_before = content["global_step"]
+            if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
+                self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
             config = self._parse_with_defaults(parser, args, verb, defaults)
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
@@ -140,12 +150,14 @@ class VitclsCLI(LightningCLI):
         fits = self.subcommand == "fit"
         callbacks = _as_list(config.callbacks)
         callbacks = _with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
+        if not fits or config.enable_checkpointing is False:
+            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
-            kwargs["logger"] = _loggers(config.logger, self.run)
-            callbacks += _fit_callbacks(callbacks, self.run)
-            kwargs |= _length(config)
+            kwargs["logger"] = _loggers(config.logger, self.run, self._steps_before)
+            callbacks += _fit_callbacks(callbacks, self.run, checkpoints=config.enable_checkpointing is not False)
+            kwargs |= {"default_root_dir": str(self.run.parent), **_length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
         if self.subcommand == "predict":
@@ -167,9 +179,9 @@ class VitclsCLI(LightningCLI):
         """The folder of this fit: that of the run it resumes, or a new one."""
         if self.checkpoint is not None and self.checkpoint.run is not None:
             return self.checkpoint.run
-        root = Path(self._get(self.config_init, "trainer").default_root_dir)
+        root = Path(self._get(self.config_init, "trainer").default_root_dir).expanduser()
         name = self._get(self.config_init, "run_name")
-        if not _is_first_process():
+        if not is_first_process():
             return root / name  # nothing is written by the other processes
         self._claimed.append(runs.claim_run_folder(root, name))
         return self._claimed[-1]
@@ -177,9 +189,12 @@ class VitclsCLI(LightningCLI):
     # -- before and after the verbs -----------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Keep the learning curves of the run that is resumed."""
-        if self.run is not None and _is_first_process():
-            records.restore_history(self.trainer.loggers, self.run)
+        """Keep the learning curves of the run that is resumed, and draw its images in another order."""
+        if self.checkpoint is not None:
+            seed = int(self.config[self.subcommand].seed_everything)
+            seed_everything(seed + self._steps_before, workers=True, verbose=False)
+        if self.run is not None and is_first_process():
+            records.restore_history(self.trainer.loggers, self.run, self._steps_before)
 
     def after_fit(self) -> None:
         """From the best weights: `model/`, checked by a reload, and the figures.
@@ -187,9 +202,10 @@ class VitclsCLI(LightningCLI):
         Raises:
             UserError: a resumed run that had nothing left to train.
         """
-        if self.checkpoint is not None and self.trainer.global_step == self._steps_before:
+        nothing_trained = self.checkpoint is not None and self.trainer.global_step == self._steps_before
+        if nothing_trained and self.run is not None and (self.run / runs.MODEL).is_dir():
             raise UserError(
-                f"{self.checkpoint.file} has had its {self.trainer.max_epochs} epochs: nothing was trained. Give "
+                f"{self.run} has had its {self.trainer.max_epochs} epochs: nothing was trained. Give "
                 "more with --trainer.max_epochs (or max_steps)."
             )
         if self.run is not None and self.trainer.is_global_zero:
@@ -197,7 +213,10 @@ class VitclsCLI(LightningCLI):
             log.info("run folder: %s", self.run)
 
     def after_test(self) -> None:
-        """Keep the test figures with the run."""
+        """Keep the test figures with the run, if the whole test set was measured."""
+        limit = self.trainer.limit_test_batches
+        if isinstance(limit, int) or limit != 1.0:  # 1 is one batch, 1.0 is all of them
+            return
         if self.checkpoint is not None and self.checkpoint.run is not None and self.trainer.is_global_zero:
             records.write_test(self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics)
 
@@ -217,8 +236,9 @@ def run_verb(words: list[str]) -> None:
         VitclsCLI(words, claimed)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except SystemExit as error:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt from error
+    except SystemExit as error:
+        if error.code:  # how Lightning ends after Ctrl-C; --help and --print_config end with 0
+            raise KeyboardInterrupt from error
     finally:
         for folder in claimed:
             runs.discard_if_unused(folder)
@@ -227,23 +247,19 @@ def run_verb(words: list[str]) -> None:
 def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, said: Namespace) -> dict[str, Any]:
     """What a checkpoint knows, as a configuration of a verb.
 
-    Naming any source of data replaces the checkpoint's whole source: a test folder given now must
-    not be joined with the data set of then.
+    Naming a data set or a training folder replaces the checkpoint's whole source, so that the data of
+    now is not joined with splits of then; a validation or test folder replaces its own role only.
     """
     model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
     data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
-    if any(said.data[key] is not None for key in ("dataset", "train_dir", "validation_dir", "test_dir")):
-        data = {k: v for k, v in data.items() if k not in SOURCE_KEYS}
+    if said.data.dataset is not None or said.data.train_dir is not None:
+        data = {k: v for k, v in data.items() if k not in asdict(SourceChoice())}
     data.pop("predict", None)
     if verb == "fit" and run is not None:
         started = runs.read_config(run)
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
-    precision = content.get(RECORD, {}).get("precision")
+    precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
-
-
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0  # before the trainer exists, from the launcher's environment
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -259,18 +275,22 @@ def _with_progress_bar(callbacks: list[Callback], shown: bool) -> list[Callback]
     return callbacks if any(isinstance(c, ProgressBar) for c in callbacks) else [*callbacks, RichProgressBar()]
 
 
-def _loggers(configured: Any, run: Path) -> list[Logger] | bool:
+def _loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
     """TensorBoard and CSV in the run folder, and those configured; none where `false` was said."""
     if configured is False:
         return False
-    own = [TensorBoardLogger(run, name="", version=""), CSVLogger(run, name="", version="")]
+    # What a lost training logged after the checkpoint's step is purged.
+    own = [
+        TensorBoardLogger(run, name="", version="", purge_step=steps or None),
+        CSVLogger(run, name="", version=""),
+    ]
     return [*own, *_as_list(configured)]
 
 
-def _fit_callbacks(configured: list[Callback], run: Path) -> list[Callback]:
+def _fit_callbacks(configured: list[Callback], run: Path, checkpoints: bool) -> list[Callback]:
     """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
     added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
-    if not any(isinstance(c, RunCheckpoint) for c in configured):
+    if checkpoints and not any(isinstance(c, RunCheckpoint) for c in configured):
         added.append(RunCheckpoint())
     for callback in [*configured, *added]:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

@@ -8,11 +8,25 @@ class UserError(ValueError):
     """A mistake that the user can mend: the message says what was found, what is valid, what to do.
 
     The command line prints the message alone; a traceback is for mistakes of ours.
+
+    Args:
+        message: the sentence.
+        of_one_process: it may have happened in one of several processes, which then has to tell it.
     """
+
+    def __init__(self, message: str, of_one_process: bool = False) -> None:
+        super().__init__(message)
+        self.of_one_process = of_one_process
 
 
 class BadImageError(ValueError):
     """An image that cannot be decoded; the message is the cause, without the file's name."""
+
+
+def check_range(option: str, value: object, good: bool, valid: str) -> None:
+    """Refuse a value of an option, such as `data.flip`, that is not `good`."""
+    if not good:
+        raise UserError(f"--{option} is {value}; it must be {valid}.")
 
 
 def suggestion(word: str, valid: Iterable[str]) -> str:

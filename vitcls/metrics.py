@@ -3,6 +3,9 @@
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+from torchmetrics.utilities import dim_zero_cat
+
+from vitcls.types import TOP
 
 
 class BalancedAccuracy(MulticlassStatScores):
@@ -18,8 +21,7 @@ class BalancedAccuracy(MulticlassStatScores):
 
     def compute(self) -> Tensor:
         """The mean recall, a float32 scalar."""
-        found = self._final_state()[0].float()
-        missed = self._final_state()[3].float()
+        found, missed = dim_zero_cat(self.tp).float(), dim_zero_cat(self.fn).float()
         occurs = found + missed > 0
         return (found[occurs] / (found + missed)[occurs]).mean()
 
@@ -33,7 +35,7 @@ def accuracy_metrics(num_classes: int, prefix: str) -> MetricCollection:
 
     Each takes logits (B, K) float and labels (B,) int64, and is exact over any number of processes.
     """
-    top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro", validate_args=False)
+    top5 = MulticlassAccuracy(num_classes, top_k=min(TOP, num_classes), average="micro", validate_args=False)
     metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         "top5": top5,

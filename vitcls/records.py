@@ -14,7 +14,8 @@ from torch import Tensor
 from vitcls import runs
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.splits import Split
-from vitcls.models.classifier import RECORD, ViTClassifier
+from vitcls.errors import UserError
+from vitcls.models.classifier import ViTClassifier
 from vitcls.models.folder import TOLERANCE, reload_difference, write_model_folder
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,50 @@ def write_start(run: Path, config: str, splits: Mapping[str, Split], data: Mappi
         data: the datamodule's arguments, of which the seed of the splits is kept.
     """
     runs.keep_aside(run / runs.CONFIG)
+    runs.keep_aside(run / runs.SPLITS)
     (run / runs.CONFIG).write_text(config, encoding="utf-8")
     record = {"split_seed": data["split_seed"], **{role: split.record() for role, split in splits.items()}}
     (run / runs.SPLITS).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
-def restore_history(loggers: list[Logger], run: Path) -> None:
-    """Carry the metrics.csv of a resumed run on: Lightning's CSVLogger would start it anew."""
+def check_same_data(run: Path, splits: Mapping[str, Split]) -> None:
+    """Refuse to validate a run on rows that it was trained on.
+
+    The share of the training rows that validates is chosen anew from the data; where images were
+    added or removed since, it would hold other rows.
+
+    Raises:
+        UserError: the data or its split is not that of the run.
+    """
+    trained = runs.read_splits(run).get("train", {"fingerprint": "", "rows": []})
+    for role in ("validation", "train"):
+        recorded = runs.read_splits(run).get(role)
+        if role not in splits or recorded is None:
+            continue
+        split = splits[role]
+        leaks = role == "validation" and overlap(split, trained)
+        if split.fingerprint != recorded["fingerprint"] or leaks:
+            raise UserError(
+                f"The {role} data ({split.name!r}) is not that of the run {run}: images, classes or the share have "
+                f"changed, and rows that were trained on would validate ({runs.SPLITS} tells which were which). Give "
+                "the data as it was, name other data (--data.validation_dir, --data.dataset), or start a new run."
+            )
+
+
+def overlap(split: Split, recorded: Mapping[str, Any]) -> bool:
+    """Whether a split holds rows of a recorded one."""
+    same_table = split.fingerprint == recorded["fingerprint"]
+    return same_table and not set(split.rows.tolist()).isdisjoint(recorded["rows"])
+
+
+def restore_history(loggers: list[Logger], run: Path, steps: int) -> None:
+    """Carry the metrics.csv of a resumed run on: Lightning's CSVLogger would start it anew.
+
+    Args:
+        loggers: of the trainer.
+        run: the folder.
+        steps: that the checkpoint has had; rows of later ones are of a training that was lost.
+    """
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
             rows = _history(run / runs.HISTORY)
@@ -47,6 +85,8 @@ def restore_history(loggers: list[Logger], run: Path) -> None:
                 _ = logger.experiment  # removes the file, whose rows are in memory
             for row in rows:
                 step = int(row.pop("step"))
+                if step >= steps:
+                    continue
                 logger.log_metrics({k: _number(v) for k, v in row.items() if v}, step)
             logger.save()
 
@@ -70,7 +110,7 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
             f"{TOLERANCE}. The checkpoint is whole; the folder is not to be used."
         )
     content = runs.read_checkpoint(kept)
-    figures = {k: v for k, v in content[RECORD]["metrics"].items() if k.startswith("val/")}
+    figures = {k: v for k, v in content[runs.RECORD]["metrics"].items() if k.startswith("val/")}
     runs.write_metrics(
         run,
         "validation",
@@ -84,6 +124,10 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
 def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, Tensor]) -> None:
     """The test figures, what they were read on, and how often it was read."""
     assert checkpoint.run is not None
+    trained = runs.read_splits(checkpoint.run).get("train")
+    if trained is not None and overlap(split, trained):
+        log.warning("these rows were trained on, so their figures are no test and are not kept in %s", runs.METRICS)
+        return
     before = runs.read_metrics(checkpoint.run).get("test", {})
     reads = before.get("reads", 0) + 1 if before.get("fingerprint") == split.fingerprint else 1
     if reads > 1:
@@ -104,7 +148,7 @@ def _best_or_last(run: Path) -> runs.Checkpoint | None:
         return runs.Checkpoint(run / runs.BEST, run)
     if not (run / runs.LAST).is_file():
         return None
-    log.warning("no epoch was validated, so %s takes the place of %s", runs.LAST, runs.BEST)
+    log.warning("there is no %s (no epoch was validated): %s takes its place", runs.BEST, runs.LAST)
     return runs.Checkpoint(run / runs.LAST, run)
 
 

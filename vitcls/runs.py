@@ -1,6 +1,7 @@
 """The folder of a run: its name, what lies in it, and which checkpoint a path means."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 
 from vitcls.errors import UserError, listing
 
+log = logging.getLogger(__name__)
+
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
 METRICS = "metrics.json"
@@ -18,6 +21,7 @@ HISTORY = "metrics.csv"
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 MODEL = "model"
+RECORD = "vitcls"  # key of a checkpoint under which it tells about itself
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ def claim_run_folder(root: Path, name: str) -> Path:
     """
     if not name or Path(name).name != name:
         raise UserError(f"--run_name {name!r} must be the name of one folder; its place is --trainer.default_root_dir.")
+    try:
+        return _claim(root.expanduser(), name)
+    except OSError as error:
+        raise UserError(f"No run folder can be made in --trainer.default_root_dir {str(root)!r}: {error}.") from error
+
+
+def _claim(root: Path, name: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     version = 0
     while True:
@@ -84,7 +95,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for broken archives
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"The checkpoint {checkpoint.file} cannot be read ({reason}); it may be damaged.") from error
-    if not isinstance(content, dict) or "hyper_parameters" not in content:
+    if not isinstance(content, dict) or not {"hyper_parameters", RECORD} <= content.keys():
         raise UserError(f"{checkpoint.file} is not a checkpoint of a vitcls run.")
     return content
 
@@ -110,6 +121,12 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def read_splits(run: Path) -> dict[str, Any]:
+    """The content of `splits.json`; empty where there is none."""
+    file = run / SPLITS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def write_metrics(run: Path, section: str, figures: dict[str, Any]) -> None:
     """Put a section into `metrics.json`, leaving the others as they are."""
     content = {**read_metrics(run), section: figures}
@@ -120,6 +137,9 @@ def _checkpoint_of_run(run: Path, verb: str) -> Path:
     wanted = LAST if verb == "fit" else BEST
     if (run / wanted).is_file():
         return run / wanted
+    if (run / LAST).is_file():
+        log.warning("%s has no %s (no epoch was validated): %s takes its place", run, BEST, LAST)
+        return run / LAST
     there = sorted(f.name for f in run.glob("*.ckpt"))
     if there:
         raise UserError(f"The run {run} has no {wanted}, but {listing(there)}; give that file with --ckpt_path.")

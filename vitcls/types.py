@@ -9,6 +9,8 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
+TOP = 5  # T: how many of the best classes predictions keep and top5 counts
+
 
 class Sample(NamedTuple):
     """One image on its way to a batch.

@@ -87,8 +87,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore, with the paths of where the run folder is now."""
-        super().load_state_dict(self._at_home(state_dict))
-        self._best_tie_break = state_dict["best_tie_break"]
+        at_home = self._at_home(state_dict)
+        if Path(at_home["best_model_path"]).is_file():  # else there is no best to be better than
+            super().load_state_dict(at_home)
+            self._best_tie_break = state_dict["best_tie_break"]
 
     def _at_home(self, state: dict[str, Any]) -> dict[str, Any]:
         then, now = state.get("dirpath"), self.dirpath

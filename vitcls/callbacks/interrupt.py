@@ -10,7 +10,8 @@ class GracefulInterrupt(Callback):
     """Lets the batch that runs finish before Ctrl-C ends the training.
 
     A KeyboardInterrupt inside an optimiser step would leave half of the weights stepped, and the
-    last.ckpt saved then would be that. A second Ctrl-C ends at once.
+    last.ckpt saved then would be that. A validation that runs is finished, or its epoch would have no
+    figures. A second Ctrl-C ends at once and saves nothing.
     """
 
     def __init__(self) -> None:
@@ -26,20 +27,17 @@ class GracefulInterrupt(Callback):
         self._give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give SIGINT back."""
-        self._give_back()
+        """Give SIGINT back, but not while an interrupted training is being saved."""
+        if not isinstance(exception, KeyboardInterrupt):
+            self._give_back()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """End here, where the weights are whole."""
         self._end_if_asked(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """End here too: a validation can be long."""
-        self._end_if_asked(trainer)
-
     def _ask(self, *_: Any) -> None:
         if self._asked:
-            raise KeyboardInterrupt
+            raise SystemExit("interrupted twice")
         self._asked = True
 
     def _end_if_asked(self, trainer: Trainer) -> None:

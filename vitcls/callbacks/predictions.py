@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vitcls.data.rows import FileImages
 from vitcls.errors import UserError
-from vitcls.types import Batch, Predictions
+from vitcls.types import TOP, Batch, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's part."""
-        self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8")
+        self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
     def write_on_batch_end(
         self,
@@ -89,7 +89,7 @@ class PredictionWriter(BasePredictionWriter):
         """(rows, rows with an error) written; one row of each part is in memory at a time."""
         rows = bad = 0
         finished = self._output.with_name(f".{self._output.name}.new")
-        with finished.open("w", newline="", encoding="utf-8") as file:
+        with finished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for row in heapq.merge(*map(_read, parts), key=lambda row: int(row[0])):
@@ -120,9 +120,9 @@ def _bad_rows(prediction: Predictions, labels: list[str]) -> Iterator[list[Any]]
 
 
 def _top(labels: list[str]) -> int:
-    return min(5, len(labels))
+    return min(TOP, len(labels))
 
 
 def _read(part: Path) -> Iterator[list[str]]:
-    with part.open(newline="", encoding="utf-8") as file:
+    with part.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         yield from csv.reader(file)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vitcls.data.sources import DatasetSource, FolderSource, Source
+from vitcls.data.sources import DatasetSource, FolderSource, Source, bases_of
 from vitcls.errors import UserError
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -50,8 +50,8 @@ class SourceChoice:
             return None
         if self.validation_split is not None:
             return self._dataset(), self.validation_split
-        taken = (self.test_split or "").split("[")[0]
-        usual = [n for n in self._dataset().splits() if n in VALIDATION_NAMES and n != taken]
+        taken = bases_of(self.train_split) | bases_of(self.test_split or "")
+        usual = [n for n in self._dataset().splits() if n in VALIDATION_NAMES and n not in taken]
         return (self._dataset(), usual[0]) if usual else None
 
     def test(self) -> tuple[Source, str]:

@@ -1,5 +1,6 @@
 """The LightningDataModule: a source, its splits, and the way of an image to the device."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,11 +21,11 @@ from vitcls.data.collate import collate
 from vitcls.data.files import image_files
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.rows import FileImages, ImageRows, TableImages
-from vitcls.data.sampling import SharedEvenly
+from vitcls.data.sampling import SharedEvenly, check_enough
 from vitcls.data.sources import Source
 from vitcls.data.splits import Split, fingerprint, matched
 from vitcls.data.transforms import train_transform
-from vitcls.errors import UserError, listing
+from vitcls.errors import UserError, check_range, listing
 from vitcls.types import BadImage, Batch
 
 log = logging.getLogger(__name__)
@@ -108,13 +109,19 @@ class ImageDataModule(LightningDataModule):
         predict: str | None = None,
     ) -> None:
         super().__init__()
+        # Checkpoints are read with weights_only=True: plain values only, no Path.
+        dataset, train_dir, validation_dir = map(_as_text, (dataset, train_dir, validation_dir))
+        test_dir, predict = map(_as_text, (test_dir, predict))
         self.save_hyperparameters()
-        _check_range("validation_fraction", validation_fraction, 0 < validation_fraction < 1, "between 0 and 1")
-        _check_range("crop_scale", crop_scale, 0 < crop_scale[0] <= crop_scale[1] <= 1, "two rising numbers in (0, 1]")
-        _check_range("flip", flip, 0 <= flip <= 1, "between 0 and 1")
+        check_range("data.validation_fraction", validation_fraction, 0 < validation_fraction < 1, "between 0 and 1")
+        check_range(
+            "data.crop_scale", crop_scale, 0 < crop_scale[0] <= crop_scale[1] <= 1, "two rising numbers in (0, 1]"
+        )
+        check_range("data.flip", flip, 0 <= flip <= 1, "between 0 and 1")
+        check_range("data.num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0")
         for name in ("batch_size", "eval_batch_size", "train_limit", "eval_limit"):
             value = self.hparams[name]
-            _check_range(name, value, value is None or value >= 1, "at least 1")
+            check_range(f"data.{name}", value, value is None or value >= 1, "at least 1")
         self._choice = SourceChoice(**{field.name: self.hparams[field.name] for field in fields(SourceChoice)})
         self._labels: list[str] | None = None
         self._image_spec: ImageSpec | None = None
@@ -144,7 +151,8 @@ class ImageDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetch what `setup` will open, in one process for each machine."""
         if self._attached.world_size > 1:
-            self._open_stage(self._attached.state.fn)
+            with contextlib.suppress(UserError):  # `setup` finds the same mistake, and in every process
+                self._open_stage(self._attached.state.fn)
 
     def setup(self, stage: str) -> None:
         """Open the splits that the stage needs and match their classes with the model's.
@@ -206,6 +214,7 @@ class ImageDataModule(LightningDataModule):
         rows = ImageRows(self.predict_images, self.image_spec.eval_transform)
         sampler: DistributedSampler | None = None
         if self._attached.world_size > 1:
+            check_enough(len(rows), self._attached.world_size)
             sampler = UnrepeatedDistributedSampler(
                 rows, self._attached.world_size, self._attached.global_rank, shuffle=False
             )
@@ -329,11 +338,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _as_text(path: object) -> str | None:
+    return None if path is None else str(path)
+
+
 def _unreadable(bad: list[BadImage]) -> UserError:
     named = listing((f"{image.name}: {image.cause}" for image in bad), 3)
-    return UserError(f"An image cannot be decoded: {named}. Replace it or remove it from the data.")
-
-
-def _check_range(name: str, value: object, good: bool, valid: str) -> None:
-    if not good:
-        raise UserError(f"--data.{name} is {value}; it must be {valid}.")
+    return UserError(f"An image cannot be decoded: {named}. Replace it or remove it from the data.", True)

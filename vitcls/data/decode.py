@@ -19,6 +19,9 @@ FORMATS: list[str] = [
     f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000") if f in Image.OPEN
 ]
 
+# Resizing the shorter side of a line to the input's size would make gigabytes of it.
+MOST_ELONGATED = 100
+
 # EXIF orientation -> (transpose, flip rows, flip columns), EXIF 2.32, tag 0x0112.
 _UPRIGHT = {
     2: (False, False, True),
@@ -53,6 +56,7 @@ def decode(data: bytes) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is corrupt beside whole pixels
             with Image.open(BytesIO(data), formats=FORMATS) as image:
+                _check_shape(image)
                 pixels = _pixels(image, data)
                 return _upright(pixels, _orientation(image))
     except BadImageError:
@@ -61,6 +65,11 @@ def decode(data: bytes) -> Pixels:
         raise BadImageError("the content is not an image of a known format") from error
     except Exception as error:
         raise BadImageError(f"{error or type(error).__name__}") from error
+
+
+def _check_shape(image: Image.Image) -> None:
+    if max(image.size) > MOST_ELONGATED * max(1, min(image.size)):
+        raise BadImageError(f"{image.width}x{image.height} pixels are a line, not a picture")
 
 
 def _pixels(image: Image.Image, data: bytes) -> Pixels:

@@ -99,7 +99,7 @@ def spec_of_checkpoint(checkpoint: str, revision: str | None = None) -> ImageSpe
         UserError: the processor does something that an ImageSpec cannot say.
         OSError: there is no image processor, or the Hub cannot be reached.
     """
-    processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision)
+    processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
     return _spec_of_processor(processor.to_dict(), checkpoint)
 
 

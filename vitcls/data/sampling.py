@@ -7,6 +7,19 @@ import numpy as np
 from vitcls.errors import UserError
 
 
+def check_enough(rows: int, processes: int) -> None:
+    """Refuse to share fewer rows than there are processes.
+
+    Raises:
+        UserError: some process would have nothing, and the others would wait for it.
+    """
+    if rows < processes:
+        raise UserError(
+            f"{rows} images cannot be shared among {processes} processes; use fewer devices "
+            "(--trainer.devices) or more images."
+        )
+
+
 class SharedEvenly:
     """Every row exactly once over all processes, in the same number of batches on each.
 
@@ -29,11 +42,7 @@ class SharedEvenly:
     """
 
     def __init__(self, rows: int, batch_size: int, processes: int, rank: int) -> None:
-        if rows < processes:
-            raise UserError(
-                f"{rows} images cannot be shared among {processes} processes; use fewer devices "
-                "(--trainer.devices) or more images."
-            )
+        check_enough(rows, processes)
         own = np.arange(rank, rows, processes)
         most = -(-rows // processes)
         self._batches = np.array_split(own, min(-(-most // batch_size), rows // processes))

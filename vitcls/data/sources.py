@@ -1,5 +1,6 @@
 """Where rows come from: the Hub, a local dataset, image folders, the embedded digits."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,15 +48,15 @@ class DatasetSource:
         Raises:
             UserError: no such split, no such folder, or the Hub cannot be reached.
         """
-        base = _base_of(split)
-        if base not in (valid := self.splits()):
+        valid = self.splits()
+        for base in bases_of(split) - set(valid):
             raise UserError(
                 f"{self.name!r} has no split {base!r}: it has {listing(valid)}"
                 f"{suggestion(base, valid)}. Choose with --data.train_split, --data.validation_split "
                 "or --data.test_split."
             )
         if self.name == DIGITS:
-            return _sliced(digits.load(base), split)
+            return _sliced(split)
         with self._explained():
             return datasets.load_dataset(self._path(), self.config_name, split=split, revision=self.revision)
 
@@ -110,37 +111,58 @@ class FolderSource:
                 f"The image folder {self.folder!r} (--data.{split}_dir) does not exist. It should hold "
                 "one sub-folder of images for each class."
             )
+        files = {split: f"{glob.escape(str(folder))}/**"}
         try:
-            return datasets.load_dataset(
-                "imagefolder", data_files={split: f"{folder}/**"}, split=split, drop_labels=False
-            )
+            table = datasets.load_dataset("imagefolder", data_files=files, split=split, drop_labels=False)
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
             raise UserError(
                 f"The image folder {self.folder!r} (--data.{split}_dir) could not be read "
                 f"({_first_line(error)}). It should hold one sub-folder of images for each class."
             ) from error
+        _check_depth(table, folder)
+        return table
 
 
 Source = DatasetSource | FolderSource
 
 
-def _base_of(split: str) -> str:
-    """`train` of `train[:500]`."""
-    try:
-        datasets.ReadInstruction.from_spec(split)
-    except (ValueError, AssertionError, TypeError) as error:
-        raise _bad_expression(split) from error
-    return split.split("[")[0].split("+")[0].strip()
+def _check_depth(table: datasets.Dataset, folder: Path) -> None:
+    """Images must lie in class folders: `datasets` takes whatever folder they lie in for their class."""
+    for row in table.cast_column("image", datasets.Image(decode=False))["image"]:
+        path = Path(row["path"])
+        if path.parent.parent.resolve() != folder.resolve():
+            raise UserError(
+                f"The image {path} does not lie in a class folder of {folder}: its class would be "
+                f"{path.parent.name!r}. Every image must be {folder}/CLASS/FILE; move it or remove it."
+            )
 
 
-def _sliced(table: datasets.Dataset, split: str) -> datasets.Dataset:
-    """Apply a split expression to the whole split, in memory."""
+def bases_of(split: str) -> set[str]:
+    """The split names in an expression: train and test of `train[:500]+test`.
+
+    Raises:
+        UserError: no such expression.
+    """
+    if split:
+        try:
+            datasets.ReadInstruction.from_spec(split)
+        except (ValueError, AssertionError, TypeError) as error:
+            raise _bad_expression(split) from error
+    return {part.split("[")[0].strip() for part in split.split("+") if part}
+
+
+def _sliced(split: str) -> datasets.Dataset:
+    """The digits that a split expression means, in memory."""
+    tables = {base: digits.load(base) for base in bases_of(split)}
     try:
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute({_base_of(split): len(table)})
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({n: len(t) for n, t in tables.items()})
     except (ValueError, AssertionError, KeyError) as error:
         raise _bad_expression(split) from error
-    rows = [row for part in parts for row in range(part.from_ or 0, len(table) if part.to is None else part.to)]
-    return table if rows == list(range(len(table))) else table.select(rows)
+    chosen = []
+    for part in parts:
+        table = tables[part.splitname]
+        chosen.append(table.select(range(part.from_ or 0, len(table) if part.to is None else part.to)))
+    return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
 def _bad_expression(split: str) -> UserError:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from vitcls.errors import UserError, listing, suggestion
+from vitcls.errors import UserError, check_range, listing, suggestion
 
 # Published guides name modules as transformers 4 did; today's ViT, DeiT, BEiT, Swin and DINOv2
 # have q_proj, k_proj, v_proj, o_proj, fc1 and fc2. `dense` was the name of three layers.
@@ -56,8 +56,8 @@ def add_lora(network: Any, lora: LoRA, head: list[str]) -> PeftModel:
     Raises:
         UserError: a target matches no layer, or r is not positive; lists the layers that there are.
     """
-    if lora.r < 1:
-        raise UserError(f"--model.adapter.r is {lora.r}; the rank must be at least 1.")
+    check_range("model.adapter.r", lora.r, lora.r >= 1, "at least 1")
+    check_range("model.adapter.dropout", lora.dropout, 0 <= lora.dropout < 1, "at least 0 and below 1")
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 import vitcls
 from vitcls.data.preprocess import ImageSpec, spec_of_checkpoint, spec_of_size
-from vitcls.errors import UserError, listing
+from vitcls.errors import UserError, check_range, listing
 from vitcls.metrics import accuracy_metrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.network import (
@@ -37,12 +37,10 @@ from vitcls.optim import (
     keep_configured_rates,
     parameter_groups,
 )
-from vitcls.types import Batch, Predictions
+from vitcls.runs import RECORD
+from vitcls.types import TOP, Batch, Predictions
 
 log = logging.getLogger(__name__)
-
-TOP = 5  # how many classes a prediction keeps
-RECORD = "vitcls"  # key of what a checkpoint says about itself
 
 
 class ViTClassifier(LightningModule):
@@ -92,8 +90,11 @@ class ViTClassifier(LightningModule):
     ) -> None:
         super().__init__()
         _check_arguments(checkpoint, architecture, adapter, train)
-        _check_range("lr", lr, lr > 0, "above 0")
-        _check_range("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
+        check_range("model.lr", lr, lr > 0, "above 0")
+        check_range("model.weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+        check_range("model.warmup_fraction", warmup_fraction, 0 <= warmup_fraction <= 1, "between 0 and 1")
+        check_range("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
+        checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
         if is_dataclass(adapter):  # checkpoints are read with weights_only=True: plain values only
             self.hparams["adapter"] = asdict(adapter)
@@ -152,8 +153,6 @@ class ViTClassifier(LightningModule):
             # mean count is kept as an integer), and the loss was 3 % off.
             self._metrics[f"{stage}_loss"] = MeanMetric()
             self._metrics[f"{stage}_accuracies"] = accuracy_metrics(len(labels), f"{stage}/")
-        trainable, total = self.parameter_counts()
-        log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters of the network."""
@@ -182,7 +181,8 @@ class ViTClassifier(LightningModule):
             network = add_lora(network, self._lora, head_names(network))
         elif self.hparams["train"] == "head":
             train_head_only(network)
-        hold_frozen_statistics(network)
+        if self._keeps_trained_only:
+            hold_frozen_statistics(network)
         return network
 
     # -- forward and steps ------------------------------------------------------------------
@@ -239,10 +239,15 @@ class ViTClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
         optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups())
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._total_steps()
         warmup = self._warmup_steps(total)
         scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Say how much of the network trains."""
+        trainable, total = self.parameter_counts()
+        log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
     def on_train_start(self) -> None:
         """Start with an empty window, at the configured rates also after a resume."""
@@ -265,6 +270,15 @@ class ViTClassifier(LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.network, self.hparams["lr"], self.hparams["weight_decay"])
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError(
+                "The learning rate's schedule needs to know how long the training is: give --trainer.max_epochs "
+                "or --trainer.max_steps, also beside --trainer.max_time."
+            )
+        return int(total)
 
     def _warmup_steps(self, total: int) -> int:
         steps = self.hparams["warmup_steps"]
@@ -314,6 +328,16 @@ class ViTClassifier(LightningModule):
         Raises:
             UserError: a trained weight is missing.
         """
+        try:
+            return self._load(state_dict, strict, assign)
+        except RuntimeError as error:  # sizes or names of the weights
+            raise UserError(
+                "The checkpoint's weights do not fit the network; its shape (--model.checkpoint, "
+                "--model.architecture, --model.adapter) must be the one that was trained: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def _load(self, state_dict: Any, strict: bool, assign: bool) -> Any:
         if not self._keeps_trained_only:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         missing = sorted(self._trained_names() - set(state_dict))
@@ -342,11 +366,6 @@ def _check_arguments(checkpoint: str | None, architecture: dict[str, Any] | None
         )
     if adapter is not None and train == "head":
         raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")
-
-
-def _check_range(name: str, value: float, good: bool, valid: str) -> None:
-    if not good:
-        raise UserError(f"--model.{name} is {value}; it must be {valid}.")
 
 
 def _input_size(architecture: dict[str, Any]) -> int:

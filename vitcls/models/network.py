@@ -32,7 +32,13 @@ def load_config(checkpoint: str, revision: str | None = None) -> PretrainedConfi
             "format or a Hub id such as google/vit-base-patch16-224-in21k with --model.checkpoint."
         )
     with explained(checkpoint):
-        return AutoConfig.from_pretrained(checkpoint, revision=revision)
+        return AutoConfig.from_pretrained(place_of(checkpoint), revision=revision, trust_remote_code=False)
+
+
+def place_of(checkpoint: str) -> str:
+    """What to load a checkpoint from: a folder by its absolute path, anything else as a Hub id."""
+    path = Path(checkpoint).expanduser()
+    return str(path.resolve()) if path.is_dir() else checkpoint
 
 
 def labels_of_config(config: PretrainedConfig) -> list[str] | None:
@@ -61,9 +67,10 @@ def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str]) ->
     _set_labels(config, labels)
     with explained(checkpoint), quiet_transformers():
         network, report = AutoModelForImageClassification.from_pretrained(
-            checkpoint,
+            place_of(checkpoint),
             revision=revision,
             config=config,
+            trust_remote_code=False,
             dtype=torch.float32,  # without it the checkpoint's own dtype is taken
             ignore_mismatched_sizes=True,  # a head for other classes; the rest is checked below
             output_loading_info=True,
@@ -88,8 +95,8 @@ def from_architecture(architecture: dict[str, Any], labels: list[str]) -> Any:
     _set_labels(config, labels)
     try:
         return AutoModelForImageClassification.from_config(config, dtype=torch.float32).train()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--model.architecture {architecture} makes no image classifier: {error}") from error
+    except Exception as error:  # a network's own constructor raises whatever its fields lead to
+        raise _no_classifier(architecture, error) from error
 
 
 def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
@@ -102,7 +109,7 @@ def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
     model_type = str(fields.pop("model_type", "vit"))
     try:
         defaults = AutoConfig.for_model(model_type)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise UserError(
             f"--model.architecture.model_type {model_type!r} is unknown"
             f"{suggestion(model_type, ['vit', 'deit', 'beit', 'swin', 'dinov2', 'convnext', 'resnet'])}."
@@ -114,7 +121,10 @@ def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
             f"--model.architecture has no field {unknown[0]!r} for {model_type!r}"
             f"{suggestion(unknown[0], valid)}. Its fields: {listing(valid, 40)}."
         )
-    return AutoConfig.for_model(model_type, **fields)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # validators of transformers raise errors of their own
+        raise _no_classifier(architecture, error) from error
 
 
 def head_names(network: Any) -> list[str]:
@@ -134,11 +144,12 @@ def train_head_only(network: Any) -> None:
 
 
 def hold_frozen_statistics(network: nn.Module) -> None:
-    """Put batch norms whose weights are frozen into eval mode, or their averages would drift."""
+    """Put all batch norms into eval mode, or their averages would drift away from the frozen weights.
+
+    Averages are no parameters: a checkpoint of the trained part alone would not hold them.
+    """
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
             module.eval()
 
 
@@ -148,7 +159,7 @@ def frozen_digest(network: nn.Module) -> str:
     for name, parameter in sorted(network.named_parameters()):
         # peft keeps the untrained head aside as `original_module`; it is random and never used.
         if not parameter.requires_grad and ".original_module." not in name:
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -177,6 +188,11 @@ def explained(checkpoint: str) -> Iterator[None]:
             "in transformers' format with --model.checkpoint, or fetch it where there is a network with "
             f"`hf download {checkpoint} --local-dir FOLDER`."
         ) from error
+
+
+def _no_classifier(architecture: dict[str, Any], error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"--model.architecture {architecture} makes no image classifier: {reason}")
 
 
 def _set_labels(config: PretrainedConfig, labels: list[str]) -> None:

@@ -1,0 +1,164 @@
+"""What happens on the second command: other data, other words, another place."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import draw_split
+from vitcls import runs
+
+
+@pytest.fixture
+def run(vitcls, fit_words, tmp_path):
+    assert vitcls(*fit_words)[0] == 0
+    return tmp_path / "runs" / "run"
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_help_of_a_verb_ends_well(vitcls, verb):
+    status, out, err = vitcls(verb, "--help")
+    assert (status, err) == (0, "")
+    assert "--data.dataset" in out
+
+
+def test_a_grown_folder_is_not_validated_on_rows_that_were_trained_on(vitcls, refuses, fit_words, tmp_path, colours):
+    folder = tmp_path / "grows"
+    shutil.copytree(colours, folder)
+    assert vitcls(*fit_words, f"--data.dataset={folder}")[0] == 0
+    shutil.copy(folder / "train" / "red" / "000.jpg", folder / "train" / "red" / "0000.jpg")
+    for words in (("validate",), ("fit", "--trainer.max_epochs=3")):
+        assert "is not that of the run" in refuses(*words, "--ckpt_path", tmp_path / "runs" / "run")
+
+
+def test_another_share_is_not_validated_on_rows_that_were_trained_on(refuses, run):
+    assert "rows that were trained on" in refuses("validate", "--ckpt_path", run, "--data.split_seed=5")
+
+
+def test_training_rows_are_no_test_set(vitcls, run):
+    status, out, _ = vitcls("test", "--ckpt_path", run, "--data.test_split=train")
+    assert status == 0
+    assert "their figures are no test" in out
+    assert "test" not in runs.read_metrics(run)
+
+
+def test_a_part_of_the_test_set_is_not_kept_as_the_whole(vitcls, run):
+    vitcls("test", "--ckpt_path", run, "--trainer.limit_test_batches=1", "--data.batch_size=8")
+    assert "test" not in runs.read_metrics(run)
+
+
+def test_the_split_that_is_trained_on_is_not_taken_for_validation(vitcls, fit_words, tmp_path, colours):
+    folder = tmp_path / "three"
+    for split in ("train", "validation"):
+        shutil.copytree(colours / ("train" if split == "train" else "test"), folder / split)
+    words = (f"--data.dataset={folder}", "--data.train_split=train+validation")
+    status, out, _ = vitcls(*fit_words, *words)
+    assert status == 0
+    assert "train: 73 images" in out
+    assert "validation: 8 images" in out
+
+
+def test_a_resume_draws_the_images_in_another_order(vitcls, run, tmp_path):
+    order = {"class_path": "tests.interrupting.KeepOrder", "init_args": {"file": str(tmp_path / "order.json")}}
+    (tmp_path / "o.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [order]}}))
+    words = ("--config", tmp_path / "o.yaml", "--trainer.max_epochs=1")
+    vitcls("fit", "--config", run / "config.yaml", *words)
+    first = json.loads((tmp_path / "order.json").read_text())
+    vitcls("fit", "--ckpt_path", run, "--config", tmp_path / "o.yaml", "--trainer.max_epochs=3")
+    assert sorted(first) == sorted(json.loads((tmp_path / "order.json").read_text()))
+    assert first != json.loads((tmp_path / "order.json").read_text())
+
+
+def test_a_resume_from_an_earlier_checkpoint_leaves_no_step_twice(vitcls, run):
+    shutil.copy(run / "best.ckpt", run / "early.ckpt")
+    content = torch.load(run / "early.ckpt", weights_only=True)
+    vitcls("fit", "--ckpt_path", run / "early.ckpt", "--trainer.max_epochs=4")
+    with (run / "metrics.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert steps == sorted(set(steps))
+    assert content["global_step"] - 1 in steps
+
+
+def test_a_run_that_lost_its_best_starts_a_new_best(vitcls, run, tmp_path):
+    shutil.copy(run / "last.ckpt", tmp_path / "alone.ckpt")
+    words = ("--ckpt_path", tmp_path / "alone.ckpt", "--trainer.max_epochs=3", "--run_name=again")
+    status, _, err = vitcls("fit", *words, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu")
+    assert status == 0, err
+    assert (tmp_path / "again" / "best.ckpt").is_file()
+    assert runs.read_metrics(tmp_path / "again")["validation"]["checkpoint"] == "best.ckpt"
+
+
+def test_a_lost_model_folder_is_written_again(vitcls, run):
+    shutil.rmtree(run / "model")
+    status, _, _ = vitcls("fit", "--ckpt_path", run)
+    assert status == 0
+    assert (run / "model" / "config.json").is_file()
+
+
+def test_checkpoints_can_be_left_out(vitcls, fit_words, tmp_path):
+    status, out, err = vitcls(*fit_words, "--trainer.enable_checkpointing=false")
+    assert status == 0, err
+    assert "no checkpoint was written" in out
+
+
+def test_other_verbs_take_the_config_of_a_fit(vitcls, run):
+    assert vitcls("validate", "--config", run / "config.yaml", "--ckpt_path", run)[0] == 0
+
+
+def test_time_alone_does_not_tell_how_long_a_schedule_is(refuses, fit_words):
+    assert "how long the training is" in refuses(
+        *fit_words, "--trainer.max_epochs=-1", "--trainer.max_time=00:00:01:00"
+    )
+
+
+def test_images_outside_class_folders_are_named(refuses, fit_words, tmp_path):
+    draw_split(tmp_path / "stray", 3, seed=1)
+    shutil.copytree(tmp_path / "stray" / "red", tmp_path / "stray" / "blue" / "old")
+    told = refuses(*fit_words, "--data.dataset=null", f"--data.train_dir={tmp_path / 'stray'}")
+    assert "blue/old/000.jpg" in told
+
+
+def test_folder_names_may_look_like_patterns(vitcls, fit_words, tmp_path):
+    draw_split(tmp_path / "photos [2024]", 10, seed=1)
+    words = ("--data.dataset=null", f"--data.train_dir={tmp_path / 'photos [2024]'}")
+    assert vitcls(*fit_words, *words)[0] == 0
+
+
+def test_a_checkpoint_of_another_shape_is_a_sentence(vitcls, refuses, fit_words, tmp_path):
+    vitcls(*fit_words, "--model.adapter.r=4")
+    told = refuses("validate", "--ckpt_path", tmp_path / "runs" / "run", "--model.adapter.r=8")
+    assert "do not fit the network" in told
+
+
+def test_a_checkpoint_of_another_program_is_a_sentence(refuses, tmp_path):
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
+    assert "not a checkpoint of a vitcls run" in refuses("validate", "--ckpt_path", tmp_path / "other.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:`ModelCheckpoint.monitor='val/accuracy'.` could not find the monitored key")
+def test_a_run_without_validation_is_tested_on_its_last(vitcls, fit_words, tmp_path):
+    assert vitcls(*fit_words, "--trainer.limit_val_batches=0")[0] == 0
+    run = tmp_path / "runs" / "run"
+    assert not (run / "best.ckpt").exists()
+    status, out, _ = vitcls("test", "--ckpt_path", run)
+    assert status == 0
+    assert "takes its place" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--data.num_workers=-1"], "--data.num_workers is -1; it must be at least 0"),
+        (["--model.adapter.dropout=2"], "--model.adapter.dropout is 2.0"),
+        (["--model.weight_decay=-1"], "--model.weight_decay is -1.0"),
+        (["--model.warmup_fraction=10"], "--model.warmup_fraction is 10.0"),
+        (["--model.checkpoint=null", "--model.architecture.hidden_act=nope"], "makes no image classifier"),
+        (["--model.checkpoint=null", "--model.architecture.hidden_size=abc"], "makes no image classifier"),
+        (["--trainer.default_root_dir=/proc/none"], "No run folder can be made"),
+    ],
+)
+def test_more_values_that_cannot_be(refuses, fit_words, words, part):
+    assert part in refuses(*fit_words, *words)
