@@ -76,3 +76,8 @@ def test_every_config_is_in_the_table_of_configs():
     for config in sorted((ROOT / "configs").glob("*.yaml")):
         assert config.name in text
         assert yaml.safe_load(config.read_text())["run_name"] == config.stem
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_figure_is_left_to_be_filled_in(page):
+    assert not re.search(r"\b[A-Z]+_(ROW|NOTE|RESULT|TEST)\b", page.read_text())
