@@ -1,6 +1,6 @@
 """How a checkpoint wants its images: read from its image processor, kept, written back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, Self
 
@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from transformers import AutoImageProcessor, BitImageProcessor, DeiTImageProcessor, ViTImageProcessor
 
-from vitcls.errors import UserError
+from vitcls.errors import UserError, listing
 
 Resize = Literal["squash", "crop", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -107,6 +107,25 @@ def spec_of_size(size: int) -> ImageSpec:
     """The preprocessing of a network from scratch: squashed to `size`, scaled to -1..1."""
     half = (0.5, 0.5, 0.5)
     return ImageSpec(size, size, "squash", "bilinear", mean=half, std=half)
+
+
+def record_of_spec(spec: ImageSpec) -> dict[str, Any]:
+    """An ImageSpec as plain values."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+
+
+def spec_of_record(record: dict[str, Any]) -> ImageSpec:
+    """The ImageSpec of such values.
+
+    Raises:
+        UserError: other fields than an ImageSpec has.
+    """
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    try:
+        return ImageSpec(**fields)
+    except TypeError as error:
+        valid = listing(ImageSpec.__dataclass_fields__)
+        raise UserError(f"--model.image {record} does not have exactly the fields {valid}.") from error
 
 
 def processor_of_spec(spec: ImageSpec) -> Any:

@@ -12,18 +12,18 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 from torchmetrics import MeanMetric, MetricCollection
 
 import vitcls
-from vitcls.data.preprocess import ImageSpec, spec_of_checkpoint, spec_of_size
+from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
 from vitcls.errors import UserError, check_range, listing
 from vitcls.metrics import accuracy_metrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.network import (
-    config_of_architecture,
     explained,
     from_architecture,
     from_checkpoint,
     frozen_digest,
     head_names,
     hold_frozen_statistics,
+    input_size,
     labels_of_config,
     load_config,
     train_head_only,
@@ -128,10 +128,10 @@ class ViTClassifier(LightningModule):
 
     def _find_image_spec(self) -> ImageSpec:
         if self.hparams["image"] is not None:
-            return _spec_of_record(self.hparams["image"])
+            return spec_of_record(self.hparams["image"])
         checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
         if checkpoint is None:
-            return spec_of_size(_input_size(self.hparams["architecture"]))
+            return spec_of_size(input_size(self.hparams["architecture"]))
         load_config(checkpoint, revision)
         with explained(checkpoint):
             return spec_of_checkpoint(checkpoint, revision)
@@ -169,7 +169,7 @@ class ViTClassifier(LightningModule):
             )
         self.hparams["labels"] = list(labels)
         self._image_spec = getattr(datamodule, "image_spec", None) or self.image_spec
-        self.hparams["image"] = _record_of_spec(self._image_spec)
+        self.hparams["image"] = record_of_spec(self._image_spec)
         return list(labels)
 
     def _build(self, labels: list[str]) -> Any:
@@ -366,27 +366,3 @@ def _check_arguments(checkpoint: str | None, architecture: dict[str, Any] | None
         )
     if adapter is not None and train == "head":
         raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")
-
-
-def _input_size(architecture: dict[str, Any]) -> int:
-    size = getattr(config_of_architecture(architecture), "image_size", None)
-    if not isinstance(size, int):
-        raise UserError(
-            f"--model.architecture {architecture} does not say the size of its input; give the preprocessing "
-            f"with --model.image ({listing(ImageSpec.__dataclass_fields__)})."
-        )
-    return size
-
-
-def _record_of_spec(spec: ImageSpec) -> dict[str, Any]:
-    """An ImageSpec as plain values."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
-
-
-def _spec_of_record(record: dict[str, Any]) -> ImageSpec:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-    try:
-        return ImageSpec(**fields)
-    except TypeError as error:
-        valid = listing(ImageSpec.__dataclass_fields__)
-        raise UserError(f"--model.image {record} does not have exactly the fields {valid}.") from error

@@ -127,6 +127,21 @@ def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
         raise _no_classifier(architecture, error) from error
 
 
+def input_size(architecture: dict[str, Any]) -> int:
+    """The side of the input that an `architecture` argument says, in pixels.
+
+    Raises:
+        UserError: it says none.
+    """
+    size = getattr(config_of_architecture(architecture), "image_size", None)
+    if not isinstance(size, int):
+        raise UserError(
+            f"--model.architecture {architecture} does not say the size of its input; give the preprocessing "
+            f"with --model.image (its fields are those of ImageSpec)."
+        )
+    return size
+
+
 def head_names(network: Any) -> list[str]:
     """Names of the modules on top of the backbone, those with parameters."""
     return [
