@@ -9,9 +9,12 @@ import yaml
 from datasets import load_dataset
 from peft import PeftConfig, PeftModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from vitcls import runs
+from vitcls import ViTClassifier, records, runs
+from vitcls.__main__ import main
+from vitcls.models.folder import reload_difference
 
 LORA = ["--model.adapter.r=4", "--model.adapter.dropout=0"]
 KINDS = {"full": [], "lora": LORA, "head": ["--model.train=head"]}
@@ -85,6 +88,24 @@ def test_plain_transformers_and_peft_give_the_validation_accuracy(vitcls, fit_wo
     assert torch.nn.functional.cross_entropy(logits, torch.tensor(data["label"])).item() == pytest.approx(
         logged["val/loss"], abs=1e-5
     )
+
+
+def test_a_model_folder_that_gives_other_logits_is_noticed(vitcls, fit_words, tmp_path):
+    vitcls(*fit_words)
+    run = tmp_path / "runs" / "run"
+    model = ViTClassifier.load_from_checkpoint(run / "best.ckpt", weights_only=True)
+    pixels = torch.randn(2, 3, 32, 32)
+    assert reload_difference(model, run / "model", pixels) == 0
+    weights = load_file(run / "model" / "model.safetensors")
+    weights["classifier.bias"] += 0.01
+    save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
+    assert reload_difference(model, run / "model", pixels) == pytest.approx(0.01, abs=1e-5)
+
+
+def test_a_difference_after_reloading_is_an_error(fit_words, monkeypatch):
+    monkeypatch.setattr(records, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="gives other logits"):
+        main(fit_words)
 
 
 def test_an_adapter_checkpoint_holds_the_trained_part_only(vitcls, fit_words, tmp_path):

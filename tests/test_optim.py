@@ -51,6 +51,15 @@ def test_accumulating_makes_the_same_steps_as_one_large_batch(tiny_vit, colours,
             torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("small", "accumulate"), [(8, 10), (5, 20), (27, 3), (54, 2)])
+def test_a_window_that_never_fills_makes_the_step_of_all_images_at_once(tiny_vit, colours, small, accumulate):
+    """The one batch of all 54 images needs no correction, so it is no part of what is tested."""
+    (together,) = weights_after_steps(tiny_vit, colours, 54, 1)
+    (accumulated,) = weights_after_steps(tiny_vit, colours, small, accumulate)
+    for name in together:
+        torch.testing.assert_close(together[name], accumulated[name], rtol=0, atol=1e-6)
+
+
 def test_vectors_do_not_decay():
     groups = parameter_groups(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)), 0.1, 0.2)
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.2), (3, 0.0)]
