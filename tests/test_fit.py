@@ -209,7 +209,7 @@ def test_a_moved_run_keeps_its_best_when_it_is_resumed(vitcls, fit_words, tmp_pa
 
 def test_nothing_left_to_train_is_said(vitcls, refuses, fit_words, tmp_path):
     vitcls(*fit_words)
-    assert "nothing was trained" in refuses("fit", "--ckpt_path", tmp_path / "runs" / "run")
+    assert "Nothing was trained" in refuses("fit", "--ckpt_path", tmp_path / "runs" / "run")
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])

@@ -162,3 +162,56 @@ def test_a_run_without_validation_is_tested_on_its_last(vitcls, fit_words, tmp_p
 )
 def test_more_values_that_cannot_be(refuses, fit_words, words, part):
     assert part in refuses(*fit_words, *words)
+
+
+def test_a_refused_resume_leaves_the_record_of_the_run_alone(refuses, run):
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".json")}
+    assert "Nothing was trained" in refuses("fit", "--ckpt_path", run, "--trainer.max_epochs=1")
+    refuses("fit", "--ckpt_path", run, "--model.lr=-1")
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".json")} == before
+
+
+def test_test_figures_of_weights_that_are_gone_are_dropped_but_not_their_reads(vitcls, run):
+    vitcls("test", "--ckpt_path", run)
+    assert "test/accuracy" in runs.read_metrics(run)["test"]
+    vitcls("fit", "--ckpt_path", run, "--trainer.max_epochs=8", "--model.lr=3e-3")
+    assert runs.read_metrics(run)["validation"]["epoch"] > 1
+    assert "test/accuracy" not in runs.read_metrics(run)["test"]
+    assert runs.read_metrics(run)["test"]["reads"] == 1
+
+
+def test_validating_on_training_rows_is_refused(refuses, fit_words, colours):
+    assert "trained on and validated on" in refuses(*fit_words, "--data.validation_split=train")
+    folder = f"--data.train_dir={colours / 'train'}"
+    told = refuses(*fit_words, "--data.dataset=null", folder, f"--data.validation_dir={colours / 'train'}")
+    assert "trained on and validated on" in told
+
+
+def test_one_class_is_refused_and_an_empty_one_is_named(vitcls, refuses, fit_words, tmp_path):
+    draw_split(tmp_path / "one", 10, seed=1, classes=("red",))
+    words = ("--data.dataset=null", f"--data.train_dir={tmp_path / 'one'}")
+    assert "one class only" in refuses(*fit_words, *words)
+    draw_split(tmp_path / "two", 10, seed=1, classes=("red", "blue"))
+    (tmp_path / "two" / "green").mkdir()
+    status, out, _ = vitcls(*fit_words, "--data.dataset=null", f"--data.train_dir={tmp_path / 'two'}")
+    assert status == 0
+    assert "no images in" in out
+    assert "green" in out
+
+
+def test_a_training_that_diverges_is_said(vitcls, fit_words):
+    status, _, err = vitcls(*fit_words, "--model.lr=1e30", "--model.warmup_fraction=0")
+    assert status == 2
+    assert "The training diverged" in err
+    assert "Traceback" not in err
+
+
+def test_a_fit_of_no_steps_is_refused(refuses, fit_words):
+    assert "Nothing was trained" in refuses(*fit_words, "--trainer.max_steps=0")
+
+
+def test_a_damaged_record_is_named(refuses, run):
+    (run / "splits.json").write_text("")
+    assert "splits.json is damaged" in refuses("validate", "--ckpt_path", run)
+    (run / "config.yaml").write_text("{")
+    assert "config.yaml is damaged" in refuses("fit", "--ckpt_path", run)

@@ -41,7 +41,10 @@ TRAINER_DEFAULTS = {
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes config.yaml and splits.json of a fit, before its first step."""
+    """Writes config.yaml and splits.json of a fit, right before its first step and not earlier.
+
+    A resume that is refused, or has nothing left to train, must leave the run's own record alone.
+    """
 
     def __init__(
         self, parser: LightningArgumentParser, config: Namespace, run: Path | None = None, data_of: Path | None = None
@@ -51,10 +54,14 @@ class RunRecord(SaveConfigCallback):
         self._data_of = data_of
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Where the data is to be that of an earlier run, check that it is; then write."""
+        """Where the data is to be that of an earlier run, check that it is."""
         if self._data_of is not None:
             records.check_same_data(self._data_of, trainer.datamodule.splits)  # type: ignore[attr-defined]
-        super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The weights are loaded and there is something to train."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both; earlier ones of a resumed run are kept beside them."""
@@ -202,13 +209,17 @@ class VitclsCLI(LightningCLI):
         Raises:
             UserError: a resumed run that had nothing left to train.
         """
-        nothing_trained = self.checkpoint is not None and self.trainer.global_step == self._steps_before
-        if nothing_trained and self.run is not None and (self.run / runs.MODEL).is_dir():
+        if self.run is None:
+            return
+        nothing_trained = self.trainer.global_step == self._steps_before
+        if nothing_trained and (self.checkpoint is None or (self.run / runs.MODEL).is_dir()):
+            limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps", "limit_train_batches")}
+            allowed = ", ".join(f"--trainer.{name} {value}" for name, value in limits.items())
             raise UserError(
-                f"{self.run} has had its {self.trainer.max_epochs} epochs: nothing was trained. Give "
-                "more with --trainer.max_epochs (or max_steps)."
+                f"Nothing was trained: {self.run} has had {self._steps_before} steps, and {allowed} allow no more. "
+                "Raise what limits it; an epoch that was cut short counts as one."
             )
-        if self.run is not None and self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             records.write_end(self.run, self.datamodule)
             log.info("run folder: %s", self.run)
 

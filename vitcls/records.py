@@ -54,19 +54,13 @@ def check_same_data(run: Path, splits: Mapping[str, Split]) -> None:
         if role not in splits or recorded is None:
             continue
         split = splits[role]
-        leaks = role == "validation" and overlap(split, trained)
+        leaks = role == "validation" and split.overlaps(trained)
         if split.fingerprint != recorded["fingerprint"] or leaks:
             raise UserError(
                 f"The {role} data ({split.name!r}) is not that of the run {run}: images, classes or the share have "
                 f"changed, and rows that were trained on would validate ({runs.SPLITS} tells which were which). Give "
                 "the data as it was, name other data (--data.validation_dir, --data.dataset), or start a new run."
             )
-
-
-def overlap(split: Split, recorded: Mapping[str, Any]) -> bool:
-    """Whether a split holds rows of a recorded one."""
-    same_table = split.fingerprint == recorded["fingerprint"]
-    return same_table and not set(split.rows.tolist()).isdisjoint(recorded["rows"])
 
 
 def restore_history(loggers: list[Logger], run: Path, steps: int) -> None:
@@ -111,6 +105,7 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
         )
     content = runs.read_checkpoint(kept)
     figures = {k: v for k, v in content[runs.RECORD]["metrics"].items() if k.startswith("val/")}
+    _mark_stale_test(run, content["global_step"])
     runs.write_metrics(
         run,
         "validation",
@@ -125,7 +120,7 @@ def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, 
     """The test figures, what they were read on, and how often it was read."""
     assert checkpoint.run is not None
     trained = runs.read_splits(checkpoint.run).get("train")
-    if trained is not None and overlap(split, trained):
+    if trained is not None and split.overlaps(trained):
         log.warning("these rows were trained on, so their figures are no test and are not kept in %s", runs.METRICS)
         return
     before = runs.read_metrics(checkpoint.run).get("test", {})
@@ -134,6 +129,7 @@ def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, 
         log.warning("this test set has now been read %d times for this run; do not choose by it", reads)
     figures = {
         "checkpoint": checkpoint.file.name,
+        "step": runs.read_checkpoint(checkpoint)["global_step"],
         "source": split.name,
         "images": len(split),
         "fingerprint": split.fingerprint,
@@ -141,6 +137,13 @@ def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, 
         **{k: float(v) for k, v in metrics.items() if k.startswith("test/")},
     }
     runs.write_metrics(checkpoint.run, "test", figures)
+
+
+def _mark_stale_test(run: Path, step: int) -> None:
+    """Test figures of weights that are no longer there are dropped; how often the set was read stays."""
+    test = runs.read_metrics(run).get("test")
+    if test is not None and test["step"] != step:
+        runs.write_metrics(run, "test", {k: test[k] for k in ("step", "source", "images", "fingerprint", "reads")})
 
 
 def _best_or_last(run: Path) -> runs.Checkpoint | None:

@@ -103,7 +103,13 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_config(run: Path) -> dict[str, Any]:
     """The configuration that a run was started with; empty where none was kept."""
     file = run / CONFIG
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file} is damaged; restore it from a copy, or give the .ckpt from another folder.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it holds no configuration; restore it from a copy.")
+    return content
 
 
 def keep_aside(file: Path) -> None:
@@ -117,14 +123,21 @@ def keep_aside(file: Path) -> None:
 
 def read_metrics(run: Path) -> dict[str, Any]:
     """The content of `metrics.json`; empty where there is none."""
-    file = run / METRICS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return _read_json(run / METRICS)
 
 
 def read_splits(run: Path) -> dict[str, Any]:
     """The content of `splits.json`; empty where there is none."""
-    file = run / SPLITS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return _read_json(run / SPLITS)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}); restore it from a copy, or delete it to go on without."
+        ) from error
 
 
 def write_metrics(run: Path, section: str, figures: dict[str, Any]) -> None:

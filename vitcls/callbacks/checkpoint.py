@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from vitcls.errors import UserError
 from vitcls.runs import BEST, LAST
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,13 @@ class RunCheckpoint(ModelCheckpoint):
         ModelCheckpoint's own `save_last` leaves out epochs that are not the best: its "last" is the
         last best, and a resume would silently throw the epochs after it away.
         """
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and not bool(loss.isfinite()):
+            raise UserError(
+                f"The training diverged: its loss is {loss.item()} at step {trainer.global_step}. Lower --model.lr, "
+                "lengthen the warm-up or clip gradients (--trainer.gradient_clip_val 1.0). Checkpoints of earlier "
+                "epochs are kept."
+            )
         super().on_train_epoch_end(trainer, pl_module)
         if not getattr(trainer, "fast_dev_run", False):
             self._save_last(trainer)

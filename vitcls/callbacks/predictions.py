@@ -3,6 +3,7 @@
 import csv
 import heapq
 import logging
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -40,6 +41,8 @@ class PredictionWriter(BasePredictionWriter):
             raise UserError(
                 f"--output {output!r}: the folder {str(self._output.parent)!r} does not exist; make it first."
             )
+        if self._output.is_dir() or not os.access(self._output.parent, os.W_OK):
+            raise UserError(f"--output {output!r} cannot be written: it is a folder, or lies in one that is read-only.")
         self._file: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -249,6 +249,9 @@ class ImageDataModule(LightningDataModule):
             train, share = train.carved(self.hparams["validation_fraction"], self.hparams["split_seed"])
         else:
             share = self._open("validation")
+        _check_disjoint(train, share)
+        if len(self._labels or ()) < 2:
+            raise UserError(f"The training data has one class only ({self._labels}); a classifier needs two or more.")
         return (
             train.limited(self.hparams["train_limit"], self.hparams["split_seed"]),
             share.limited(self.hparams["eval_limit"], self.hparams["split_seed"]),
@@ -340,6 +343,14 @@ def _cores() -> int:
 
 def _as_text(path: object) -> str | None:
     return None if path is None else str(path)
+
+
+def _check_disjoint(train: Split, validation: Split) -> None:
+    if validation.overlaps(train.record()):
+        raise UserError(
+            f"Rows of {train.name!r} would be trained on and validated on ({validation.name!r}); the best epoch "
+            "would be chosen by what was learned by heart. Give splits without common rows."
+        )
 
 
 def _unreadable(bad: list[BadImage]) -> UserError:

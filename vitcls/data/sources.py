@@ -1,6 +1,7 @@
 """Where rows come from: the Hub, a local dataset, image folders, the embedded digits."""
 
 import glob
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import datasets
 
 from vitcls.data import digits
 from vitcls.errors import UserError, listing, suggestion
+
+log = logging.getLogger(__name__)
 
 DIGITS = "digits"
 
@@ -120,6 +123,10 @@ class FolderSource:
                 f"({_first_line(error)}). It should hold one sub-folder of images for each class."
             ) from error
         _check_depth(table, folder)
+        found = set(table.features["label"].names)
+        empty = [d.name for d in sorted(folder.iterdir()) if d.is_dir() and d.name[0] != "." and d.name not in found]
+        if empty:
+            log.warning("no images in %s: %s", folder, listing(empty))
         return table
 
 

@@ -1,6 +1,7 @@
 """Which rows are trained, validated and tested on: chosen by seed, kept for the record."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -55,6 +56,14 @@ class Split:
         if most is None or most >= len(self):
             return self
         return self._only(stratified_sample(self.class_ids, most, seed), self.name)
+
+    def overlaps(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether it holds rows of a split of which this is the record.
+
+        Rows are compared by place in the same table, not by picture: copies of photos under other
+        names are not found.
+        """
+        return self.fingerprint == recorded["fingerprint"] and not set(self.rows.tolist()).isdisjoint(recorded["rows"])
 
     def record(self) -> dict[str, Any]:
         """What `splits.json` keeps of it."""
