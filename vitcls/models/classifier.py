@@ -151,7 +151,7 @@ class ViTClassifier(LightningModule):
         for stage in ("train", "val", "test"):
             # Not Lightning's own epoch mean: over two processes it counts 31 images as 2 x 15 (the
             # mean count is kept as an integer), and the loss was 3 % off.
-            self._metrics[f"{stage}_loss"] = MeanMetric(nan_strategy="disable")  # a NaN is to be seen
+            self._metrics[f"{stage}_loss"] = MeanMetric(nan_strategy=float("nan"))  # a NaN stays one
             self._metrics[f"{stage}_accuracies"] = accuracy_metrics(len(labels), f"{stage}/")
 
     def parameter_counts(self) -> tuple[int, int]:
