@@ -21,7 +21,7 @@ PUBLISHED_NAMES = {
     "intermediate.dense": ("fc1",),
     "output.dense": ("fc2",),
 }
-# Nothing of these trains: layers that peft can wrap and that are worth wrapping.
+# The layers that hold almost all weights and that peft can wrap.
 _ADAPTABLE = (nn.Linear, nn.Conv2d)
 
 
