@@ -104,8 +104,11 @@ def test_checkpoints_can_be_left_out(vitcls, fit_words, tmp_path):
     assert "no checkpoint was written" in out
 
 
-def test_other_verbs_take_the_config_of_a_fit(vitcls, run):
-    assert vitcls("validate", "--config", run / "config.yaml", "--ckpt_path", run)[0] == 0
+def test_other_verbs_take_the_config_of_a_fit_and_keep_its_classes(vitcls, run, tmp_path):
+    words = ("validate", "--config", run / "config.yaml", "--ckpt_path", run)
+    assert vitcls(*words)[0] == 0
+    draw_split(tmp_path / "two", 10, seed=1, classes=("red", "blue"))
+    assert vitcls(*words, "--data.dataset=null", f"--data.validation_dir={tmp_path / 'two'}")[0] == 0
 
 
 def test_time_alone_does_not_tell_how_long_a_schedule_is(refuses, fit_words):
@@ -158,6 +161,7 @@ def test_a_run_without_validation_is_tested_on_its_last(vitcls, fit_words, tmp_p
         (["--model.checkpoint=null", "--model.architecture.hidden_act=nope"], "makes no image classifier"),
         (["--model.checkpoint=null", "--model.architecture.hidden_size=abc"], "makes no image classifier"),
         (["--trainer.default_root_dir=/proc/none"], "No run folder can be made"),
+        (["--run_name=.."], "must be the name of one folder"),
     ],
 )
 def test_more_values_that_cannot_be(refuses, fit_words, words, part):
@@ -215,3 +219,37 @@ def test_a_damaged_record_is_named(refuses, run):
     assert "splits.json is damaged" in refuses("validate", "--ckpt_path", run)
     (run / "config.yaml").write_text("{")
     assert "config.yaml is damaged" in refuses("fit", "--ckpt_path", run)
+
+
+@pytest.mark.parametrize(
+    ("callback", "arguments", "part"),
+    [
+        ("EarlyStopping", {"monitor": "val/acc"}, "EarlyStopping watches 'val/acc', which is not measured (did you"),
+        ("EarlyStopping", {"monitor": "val/accuracy"}, "with mode 'min', but of that figure more is better"),
+        ("RunCheckpoint", {"monitor": "val/loss"}, "with mode 'max', but of that figure more is worse"),
+        ("RunCheckpoint", {"tie_break": "val/los"}, "RunCheckpoint's tie_break watches 'val/los'"),
+    ],
+)
+def test_watching_nothing_or_the_wrong_way_is_refused_before_training(
+    refuses, fit_words, tmp_path, callback, arguments, part
+):
+    callbacks = {"trainer": {"callbacks": [{"class_path": callback, "init_args": arguments}]}}
+    (tmp_path / "watch.yaml").write_text(yaml.safe_dump(callbacks))
+    assert part in refuses(*fit_words, "--config", tmp_path / "watch.yaml")
+
+
+def test_a_model_that_was_never_trained_is_not_measured(refuses, colours):
+    assert "needs a trained model" in refuses("predict", "--data.predict", colours)
+    assert "nothing has been trained" in refuses("validate", "--config", "configs/digits.yaml")
+
+
+@pytest.mark.parametrize(("text", "part"), [(b"- a\n", "holds '- a'"), ("model:\n".encode("utf-16"), "not UTF-8 text")])
+def test_a_file_that_is_no_configuration_is_a_sentence(refuses, tmp_path, text, part):
+    (tmp_path / "odd.yaml").write_bytes(text)
+    assert part in refuses("fit", "--config", tmp_path / "odd.yaml")
+
+
+def test_a_printed_configuration_holds_what_the_checkpoint_knows(vitcls, run, tiny_vit):
+    status, out, _ = vitcls("fit", "--ckpt_path", run, "--print_config")
+    assert status == 0
+    assert yaml.safe_load(out)["model"]["checkpoint"] == str(tiny_vit)

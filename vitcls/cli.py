@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vitcls import records, runs
-from vitcls.callbacks import ConfiguredPatience, GracefulInterrupt, PredictionWriter, RunCheckpoint
+from vitcls.callbacks import ConfiguredPatience, GracefulInterrupt, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
@@ -31,6 +31,7 @@ DEFAULT_OUTPUT = "predictions.csv"
 DEFAULT_EPOCHS = 10
 # A guessed option is a silent one, and a parser that exits prints a page before the reason.
 PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
+PRINT_CONFIG = "--print_config"
 TRAINER_DEFAULTS = {
     "default_root_dir": DEFAULT_ROOT,
     "enable_model_summary": False,  # the start-up line says what it says
@@ -87,6 +88,7 @@ class VitclsCLI(LightningCLI):
         self._steps_before = 0
         self._claimed = claimed
         self.run: Path | None = None
+        self._verb_parsers: list[LightningArgumentParser] = []
         super().__init__(
             ViTClassifier,
             ImageDataModule,
@@ -99,7 +101,8 @@ class VitclsCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What is neither the trainer's, the model's nor the data's."""
+        """What is neither the trainer's, the model's nor the data's; called for each verb's parser in turn."""
+        self._verb_parsers.append(parser)
         parser.add_argument(
             "--run_name",
             type=str,
@@ -117,9 +120,13 @@ class VitclsCLI(LightningCLI):
 
         So the user's words and configs always beat the checkpoint's.
         """
-        config = self._parse(parser, args)
+        # --print_config prints and ends: it has to wait until what a checkpoint knows is there.
+        words = [word for word in args if not word.startswith(PRINT_CONFIG)]
+        config = self._parse(parser, words)
         verb = config.subcommand
         path = config[verb].ckpt_path
+        _check_model_is_named(verb, config[verb])
+        defaults: dict[str, Any] = {}
         if path is not None:
             self.checkpoint = runs.find_checkpoint(path, verb)
             content = runs.read_checkpoint(self.checkpoint)
@@ -127,7 +134,9 @@ class VitclsCLI(LightningCLI):
             if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
+        if defaults or words != args:
             config = self._parse_with_defaults(parser, args, verb, defaults)
+            _keep_learned(config[verb].model, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
@@ -139,26 +148,38 @@ class VitclsCLI(LightningCLI):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "checkpoint.yaml"
             file.write_text(yaml.safe_dump(defaults), encoding="utf-8")
-            self._subcommand_parsers[verb].default_config_files = [str(file)]
+            self._parser_of(verb).default_config_files = [str(file)]
             return self._parse(parser, args)
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> Namespace:
         try:
             return parser.parse_args(args)
         except ArgumentError as error:
-            options = self._subcommand_parsers[args[0]].get_defaults(skip_validation=True).keys()
+            options = self._parser_of(args[0]).get_defaults(skip_validation=True).keys()
             raise UserError(sentence(str(error), options)) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"A configuration file is not UTF-8 text ({error}); save it as UTF-8.") from error
+
+    def _parser_of(self, verb: str) -> LightningArgumentParser:
+        return dict(zip(self.subcommands(), self._verb_parsers, strict=True))[verb]
+
+    @property
+    def _chosen(self) -> Namespace:
+        """The verb's configuration, with its classes made."""
+        return self.config_init[self.subcommand]
 
     # -- objects ----------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The configured trainer, with what a run folder needs and the configuration does not name."""
-        config = self._get(self.config_init, "trainer")
+        config = self._chosen.trainer
         fits = self.subcommand == "fit"
         callbacks = _as_list(config.callbacks)
         callbacks = _with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
         if not fits or config.enable_checkpointing is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        if fits:
+            check_monitors(callbacks)
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
@@ -168,7 +189,7 @@ class VitclsCLI(LightningCLI):
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(self._get(self.config_init, "output") or DEFAULT_OUTPUT))
+            callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs, **_launched_by_torchrun(config))
         except (MisconfigurationException, ValueError, TypeError) as error:  # how Trainer refuses its arguments
@@ -176,7 +197,7 @@ class VitclsCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; never unpickle it."""
-        arguments = self.config_init[self.subcommand]
+        arguments = self._chosen
         arguments["ckpt_path"] = str(self.checkpoint.file) if self.checkpoint else None
         arguments["weights_only"] = True
         if self.subcommand == "predict":
@@ -186,8 +207,8 @@ class VitclsCLI(LightningCLI):
         """The folder of this fit: that of the run it resumes, or a new one."""
         if self.checkpoint is not None and self.checkpoint.run is not None:
             return self.checkpoint.run
-        root = Path(self._get(self.config_init, "trainer").default_root_dir).expanduser()
-        name = self._get(self.config_init, "run_name")
+        root = Path(self._chosen.trainer.default_root_dir).expanduser()
+        name = self._chosen.run_name
         if not is_first_process():
             return root / name  # nothing is written by the other processes
         self._claimed.append(runs.claim_run_folder(root, name))
@@ -255,6 +276,14 @@ def run_verb(words: list[str]) -> None:
             runs.discard_if_unused(folder)
 
 
+def _check_model_is_named(verb: str, said: Namespace) -> None:
+    if verb != "fit" and said.ckpt_path is None and said.model.checkpoint is None and said.model.architecture is None:
+        raise UserError(
+            f"{verb} needs a trained model: give a run folder or a .ckpt with --ckpt_path, or a fine-tuned "
+            "--model.checkpoint."
+        )
+
+
 def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, said: Namespace) -> dict[str, Any]:
     """What a checkpoint knows, as a configuration of a verb.
 
@@ -271,6 +300,13 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _keep_learned(model: Namespace, known: dict[str, Any]) -> None:
+    """What was learned from the training data is not unsaid by the `null` of a fit's own config.yaml."""
+    for name in ("labels", "image"):
+        if model[name] is None:
+            model[name] = known.get(name)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """Optimiser, schedule and the gradient of an accumulation window."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from vitcls.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Schedule = Literal["cosine", "linear", "constant"]
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -61,6 +64,23 @@ def build_schedule(name: Schedule, optimizer: Optimizer, warmup_steps: int, tota
     return get_scheduler(known, optimizer, warmup_steps, total_steps)
 
 
+def warmup_steps(total_steps: int, steps: int | None, fraction: float) -> int:
+    """Optimiser steps of warm-up: those said, or a share of all.
+
+    Warns where the warm-up is as long as the training: the rate would never reach its peak.
+    """
+    if steps is None:
+        return round(fraction * total_steps)
+    if steps >= total_steps:
+        log.warning(
+            "--model.warmup_steps %d is not below the %d optimiser steps of this training: the learning "
+            "rate never reaches --model.lr",
+            steps,
+            total_steps,
+        )
+    return steps
+
+
 def keep_configured_rates(optimizer: Optimizer, scheduler: LRScheduler, groups: list[dict[str, Any]]) -> None:
     """After a resume, put back the rate and decay that this run was configured with.
 
@@ -92,15 +112,21 @@ class AccumulationWindow:
         self.images += images
         return loss * (images / self._nominal)
 
-    def close(self, accumulated: int, images: float) -> float:
-        """The factor for the gradients of the window that ends, 1.0 for a full one.
+    def close(self, parameters: Iterable[nn.Parameter], accumulated: int, images: float) -> None:
+        """End the window: scale its gradients from a full window's to the mean over its images.
 
         Args:
+            parameters: whose gradients.
             accumulated: batches that Lightning divides by.
             images: in the window, mean over the processes, since DDP averages gradients.
         """
         self.images = 0
-        return accumulated * self._nominal / images if images else 1.0
+        factor = accumulated * self._nominal / images if images else 1.0
+        if factor == 1.0:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
 
 def _check_one_owner(optimizer: Optimizer, name: str, option: str, configured: float) -> None:

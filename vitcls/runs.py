@@ -40,7 +40,7 @@ def claim_run_folder(root: Path, name: str) -> Path:
     Raises:
         UserError: the name is not that of a single folder.
     """
-    if not name or Path(name).name != name:
+    if name in ("", "..") or Path(name).name != name:
         raise UserError(f"--run_name {name!r} must be the name of one folder; its place is --trainer.default_root_dir.")
     try:
         return _claim(root.expanduser(), name)

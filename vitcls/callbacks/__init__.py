@@ -2,7 +2,8 @@
 
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import GracefulInterrupt
+from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
 from vitcls.callbacks.resume import ConfiguredPatience
 
-__all__ = ["ConfiguredPatience", "GracefulInterrupt", "PredictionWriter", "RunCheckpoint"]
+__all__ = ["ConfiguredPatience", "GracefulInterrupt", "PredictionWriter", "RunCheckpoint", "check_monitors"]

@@ -1,6 +1,7 @@
 """Which source, and which of its splits, each role (train, validation, test) takes its rows from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from vitcls.data.sources import DatasetSource, FolderSource, Source, bases_of
 from vitcls.errors import UserError
@@ -40,7 +41,7 @@ class SourceChoice:
                 "No training data: give --data.dataset (a Hub id, a local folder or 'digits') or "
                 "--data.train_dir (a folder with a sub-folder of images for each class)."
             )
-        return self._dataset(), self.train_split
+        return self._named, self.train_split
 
     def validation(self) -> tuple[Source, str] | None:
         """The source to validate on; None where a share of the training rows is to be taken."""
@@ -49,10 +50,10 @@ class SourceChoice:
         if self.dataset is None:
             return None
         if self.validation_split is not None:
-            return self._dataset(), self.validation_split
+            return self._named, self.validation_split
         taken = bases_of(self.train_split) | bases_of(self.test_split or "")
-        usual = [n for n in self._dataset().splits() if n in VALIDATION_NAMES and n not in taken]
-        return (self._dataset(), usual[0]) if usual else None
+        usual = [n for n in self._named.splits if n in VALIDATION_NAMES and n not in taken]
+        return (self._named, usual[0]) if usual else None
 
     def test(self) -> tuple[Source, str]:
         """The source to test on.
@@ -63,12 +64,13 @@ class SourceChoice:
         if self.test_dir is not None:
             return FolderSource(self.test_dir), "test"
         if self.dataset is not None and self.test_split is not None:
-            return self._dataset(), self.test_split
-        if self.dataset is not None and "test" in self._dataset().splits():
-            return self._dataset(), "test"
+            return self._named, self.test_split
+        if self.dataset is not None and "test" in self._named.splits:
+            return self._named, "test"
         found = f"{self.dataset!r} has no split called test" if self.dataset else "no test folder is given"
         raise UserError(f"There is nothing to test on: {found}. Give --data.test_split or --data.test_dir.")
 
-    def _dataset(self) -> DatasetSource:
+    @cached_property
+    def _named(self) -> DatasetSource:
         assert self.dataset is not None
         return DatasetSource(self.dataset, self.config_name, self.revision)

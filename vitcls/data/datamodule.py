@@ -3,34 +3,29 @@
 import contextlib
 import logging
 import os
-import signal
 from dataclasses import fields
-from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
-from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from vitcls.data import columns
 from vitcls.data.choice import SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.files import image_files
+from vitcls.data.loaders import image_loader, worker_count
 from vitcls.data.preprocess import ImageSpec, Resize
+from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import FileImages, ImageRows, TableImages
 from vitcls.data.sampling import SharedEvenly, check_enough
-from vitcls.data.sources import Source
-from vitcls.data.splits import Split, fingerprint, matched
+from vitcls.data.splits import Split
 from vitcls.data.transforms import train_transform
 from vitcls.errors import UserError, check_range, listing
 from vitcls.types import BadImage, Batch
 
 log = logging.getLogger(__name__)
-
-MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
 
 
 class Classifier(Protocol):
@@ -122,12 +117,13 @@ class ImageDataModule(LightningDataModule):
         for name in ("batch_size", "eval_batch_size", "train_limit", "eval_limit"):
             value = self.hparams[name]
             check_range(f"data.{name}", value, value is None or value >= 1, "at least 1")
-        self._choice = SourceChoice(**{field.name: self.hparams[field.name] for field in fields(SourceChoice)})
-        self._labels: list[str] | None = None
+        self._roles = Roles(SourceChoice(**self._said(SourceChoice)), RowChoice(**self._said(RowChoice)))
         self._image_spec: ImageSpec | None = None
-        self._opened: dict[str, Split] = {}
         self.splits: dict[str, Split] = {}
         self.predict_images: FileImages | None = None
+
+    def _said(self, choice: type[SourceChoice | RowChoice]) -> dict[str, Any]:
+        return {field.name: self.hparams[field.name] for field in fields(choice)}
 
     @property
     def _attached(self) -> Trainer:
@@ -140,7 +136,7 @@ class ImageDataModule(LightningDataModule):
 
         None before `setup`, and after a `setup` for predict of a model without labels.
         """
-        return self._labels
+        return self._roles.labels
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -166,22 +162,22 @@ class ImageDataModule(LightningDataModule):
         self._open_stage(stage)
         for role, split in self.splits.items():
             seen = len(np.unique(split.class_ids))
-            log.info("%s: %d images, %d of %d classes", role, len(split), seen, len(self._labels or ()))
+            log.info("%s: %d images, %d of %d classes", role, len(split), seen, len(self.labels or ()))
         if self.predict_images is not None:
             log.info("predict: %d files", len(self.predict_images))
 
     def _open_stage(self, stage: str | None) -> None:
         model = cast(Classifier, self._attached.lightning_module)
         self._image_spec = model.image_spec.resized(self.hparams["resize"])
-        self._labels = self._labels or model.labels
+        self._roles.labels = self._roles.labels or model.labels
         if stage == "predict":
             self.predict_images = self._open_predict()
         if stage == "fit":
-            self.splits["train"], self.splits["validation"] = self._fit_splits()
+            self.splits["train"], self.splits["validation"] = self._roles.fit()
         if stage == "validate":
-            self.splits["validation"] = self._validation_split()
+            self.splits["validation"] = self._roles.validation()
         if stage == "test":
-            self.splits["test"] = self._open("test").limited(self.hparams["eval_limit"], self.hparams["split_seed"])
+            self.splits["test"] = self._roles.test()
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented; processes share the rows by torch's DistributedSampler."""
@@ -243,58 +239,6 @@ class ImageDataModule(LightningDataModule):
             batch["pixel_values"] = self.image_spec.normalise(batch["pixel_values"])
         return batch
 
-    def _fit_splits(self) -> tuple[Split, Split]:
-        train, validation = self._open("train"), self._choice.validation()
-        if validation is None:
-            train, share = train.carved(self.hparams["validation_fraction"], self.hparams["split_seed"])
-        else:
-            share = self._open("validation")
-        _check_disjoint(train, share)
-        if len(self._labels or ()) < 2:
-            raise UserError(f"The training data has one class only ({self._labels}); a classifier needs two or more.")
-        return (
-            train.limited(self.hparams["train_limit"], self.hparams["split_seed"]),
-            share.limited(self.hparams["eval_limit"], self.hparams["split_seed"]),
-        )
-
-    def _validation_split(self) -> Split:
-        if self._choice.validation() is not None:
-            split = self._open("validation")
-            return split.limited(self.hparams["eval_limit"], self.hparams["split_seed"])
-        return self._fit_splits()[1]
-
-    def _open(self, role: str) -> Split:
-        """The whole split of a role, opened once."""
-        if role not in self._opened:
-            self._opened[role] = self._read(role)
-        return self._opened[role]
-
-    def _read(self, role: str) -> Split:
-        source, split_name = self._source(role)
-        table = source.load(split_name)
-        if not len(table):
-            raise UserError(f"The {role} split ({split_name!r}) has no rows; give data with images in it.")
-        image_column = columns.image_column(table.features, self.hparams["image_column"])
-        label_column = columns.label_column(table.features, self.hparams["label_column"])
-        found = columns.labelled(table, label_column, where=role)
-        labels = self._labels or found.names
-        if role == "train":
-            self._labels = labels
-        return Split(
-            name=split_name,
-            table=table,
-            rows=np.arange(len(table)),
-            class_ids=matched(found.names, found.ids, labels, role),
-            image_column=image_column,
-            fingerprint=fingerprint(table, image_column, found.names, found.ids),
-        )
-
-    def _source(self, role: str) -> tuple[Source, str]:
-        """Where a role's rows come from, and the split expression there."""
-        found = {"train": self._choice.train, "validation": self._choice.validation, "test": self._choice.test}[role]()
-        assert found is not None, "a carved validation split is not opened"
-        return found
-
     def _open_predict(self) -> FileImages:
         if self.hparams["predict"] is None:
             raise UserError("Nothing to predict: give --data.predict with an image file or a folder.")
@@ -312,45 +256,14 @@ class ImageDataModule(LightningDataModule):
         return self._loader(rows, batch_sampler=shares)
 
     def _loader(self, rows: ImageRows, **kwargs: Any) -> DataLoader:
-        workers = self._workers()
-        return DataLoader(
-            rows,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self._attached.strategy.root_device.type == "cuda",
-            collate_fn=collate,
-            worker_init_fn=partial(_start_worker, rank=self._attached.global_rank),
-            **kwargs,
-        )
-
-    def _workers(self) -> int:
-        if self.hparams["num_workers"] is not None:
-            return self.hparams["num_workers"]
-        return min(MOST_WORKERS, max(1, _cores() // self._attached.num_devices))
-
-
-def _start_worker(worker_id: int, rank: int) -> None:
-    # Ctrl-C reaches the whole process group; the trainer decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pl_worker_init_function(worker_id, rank)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # honours taskset and SLURM; Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        given = self.hparams["num_workers"]
+        workers = worker_count(self._attached.num_devices) if given is None else given
+        on_gpu = self._attached.strategy.root_device.type == "cuda"
+        return image_loader(rows, workers, self._attached.global_rank, pin_memory=on_gpu, **kwargs)
 
 
 def _as_text(path: object) -> str | None:
     return None if path is None else str(path)
-
-
-def _check_disjoint(train: Split, validation: Split) -> None:
-    if validation.overlaps(train.record()):
-        raise UserError(
-            f"Rows of {train.name!r} would be trained on and validated on ({validation.name!r}); the best epoch "
-            "would be chosen by what was learned by heart. Give splits without common rows."
-        )
 
 
 def _unreadable(bad: list[BadImage]) -> UserError:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -31,8 +32,9 @@ class DatasetSource:
     config_name: str | None = None
     revision: str | None = None
 
+    @cached_property
     def splits(self) -> list[str]:
-        """Names of the splits.
+        """Names of the splits; asked for once, since the Hub answers slowly.
 
         Raises:
             UserError: the folder does not exist, or the Hub cannot be reached.
@@ -51,7 +53,7 @@ class DatasetSource:
         Raises:
             UserError: no such split, no such folder, or the Hub cannot be reached.
         """
-        valid = self.splits()
+        valid = self.splits
         for base in bases_of(split) - set(valid):
             raise UserError(
                 f"{self.name!r} has no split {base!r}: it has {listing(valid)}"

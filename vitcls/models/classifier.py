@@ -2,25 +2,24 @@
 
 import logging
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name for it
-from torchmetrics import MeanMetric, MetricCollection
 
 import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
-from vitcls.errors import UserError, check_range, listing
-from vitcls.metrics import accuracy_metrics
+from vitcls.errors import UserError, check_range
+from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
+from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.network import (
     explained,
     from_architecture,
     from_checkpoint,
-    frozen_digest,
     head_names,
     hold_frozen_statistics,
     input_size,
@@ -36,11 +35,14 @@ from vitcls.optim import (
     build_schedule,
     keep_configured_rates,
     parameter_groups,
+    warmup_steps,
 )
 from vitcls.runs import RECORD
 from vitcls.types import TOP, Batch, Predictions
 
 log = logging.getLogger(__name__)
+
+STAGES = ("train", "val", "test")
 
 
 class ViTClassifier(LightningModule):
@@ -147,12 +149,7 @@ class ViTClassifier(LightningModule):
             self.network = self._build(labels)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
-        self._metrics = nn.ModuleDict()
-        for stage in ("train", "val", "test"):
-            # Not Lightning's own epoch mean: over two processes it counts 31 images as 2 x 15 (the
-            # mean count is kept as an integer), and the loss was 3 % off.
-            self._metrics[f"{stage}_loss"] = MeanMetric(nan_strategy=float("nan"))  # a NaN stays one
-            self._metrics[f"{stage}_accuracies"] = accuracy_metrics(len(labels), f"{stage}/")
+        self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(len(labels), stage) for stage in STAGES})
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters of the network."""
@@ -161,7 +158,7 @@ class ViTClassifier(LightningModule):
 
     def _settle_labels(self) -> list[str]:
         datamodule = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
-        labels = getattr(datamodule, "labels", None) or self.labels
+        labels = datamodule.labels if datamodule is not None and self._is_fitting() else self.labels
         if not labels:
             raise UserError(
                 "The model has no classes yet: nothing has been trained. Give a run folder or .ckpt with "
@@ -221,18 +218,11 @@ class ViTClassifier(LightningModule):
         logits = self(batch["pixel_values"]).float()
         smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        mean_loss, accuracies = self._metrics_of(stage)
-        mean_loss.update(loss.detach(), weight=len(labels))
-        accuracies.update(logits.detach(), labels)
-        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
-        self.log_dict(accuracies, on_step=False, on_epoch=True, prog_bar=stage != "train")
+        metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
+        metrics.update(loss, logits, labels)
+        self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
+        self.log_dict(metrics.accuracies, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss
-
-    def _metrics_of(self, stage: str) -> tuple[MeanMetric, MetricCollection]:
-        mean_loss, accuracies = self._metrics[f"{stage}_loss"], self._metrics[f"{stage}_accuracies"]
-        assert isinstance(mean_loss, MeanMetric)
-        assert isinstance(accuracies, MetricCollection)
-        return mean_loss, accuracies
 
     # -- optimisation -----------------------------------------------------------------------
 
@@ -240,7 +230,7 @@ class ViTClassifier(LightningModule):
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
         optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups())
         total = self._total_steps()
-        warmup = self._warmup_steps(total)
+        warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
         scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -262,11 +252,7 @@ class ViTClassifier(LightningModule):
         if self.trainer.world_size > 1:
             count = torch.tensor(images, dtype=torch.float32, device=self.device)
             images = float(self.trainer.strategy.reduce(count, reduce_op="mean"))
-        factor = self._window.close(self.trainer.accumulate_grad_batches, images)
-        if factor != 1.0:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+        self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.network, self.hparams["lr"], self.hparams["weight_decay"])
@@ -280,26 +266,12 @@ class ViTClassifier(LightningModule):
             )
         return int(total)
 
-    def _warmup_steps(self, total: int) -> int:
-        steps = self.hparams["warmup_steps"]
-        if steps is None:
-            return round(self.hparams["warmup_fraction"] * total)
-        if steps >= total:
-            log.warning(
-                "--model.warmup_steps %d is not below the %d optimiser steps of this training: the learning "
-                "rate never reaches --model.lr",
-                steps,
-                total,
-            )
-        return steps
-
     # -- keeping ----------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained where the rest can be had again, and the figures of the moment."""
         if self._keeps_trained_only:
-            trained = self._trained_names()
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+            checkpoint["state_dict"] = trained_part(self, checkpoint["state_dict"])
         checkpoint[RECORD] = {
             "version": vitcls.__version__,
             "frozen_digest": self._frozen_digest,
@@ -313,14 +285,7 @@ class ViTClassifier(LightningModule):
         Raises:
             UserError: the checkpoint is not of vitcls, or the frozen weights differ.
         """
-        record = checkpoint.get(RECORD)
-        if record is None:
-            raise UserError("The checkpoint was not written by vitcls; give a run folder or a .ckpt of one.")
-        if record["frozen_digest"] != self._frozen_digest:
-            raise UserError(
-                f"The weights of --model.checkpoint {self.hparams['checkpoint']!r} are not those that this "
-                "run was trained on, so its trained part does not fit; give the original checkpoint."
-            )
+        check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; where only the trained part is kept, exactly that part must be there.
@@ -340,14 +305,9 @@ class ViTClassifier(LightningModule):
     def _load(self, state_dict: Any, strict: bool, assign: bool) -> Any:
         if not self._keeps_trained_only:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        missing = sorted(self._trained_names() - set(state_dict))
-        if missing:
-            raise UserError(f"The checkpoint lacks {len(missing)} trained weights: {listing(missing, 3)}.")
+        check_trained_part(self, state_dict)
         found = super().load_state_dict(state_dict, strict=False, assign=assign)
         return type(found)(missing_keys=[], unexpected_keys=found.unexpected_keys)
-
-    def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _is_fitting(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING

@@ -1,6 +1,5 @@
 """transformers' image classifiers: from a checkpoint or from scratch, with the head that the labels need."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,27 +167,18 @@ def hold_frozen_statistics(network: nn.Module) -> None:
             module.eval()
 
 
-def frozen_digest(network: nn.Module) -> str:
-    """A digest of the frozen weights: what a checkpoint without them was trained on top of."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
-        # peft keeps the untrained head aside as `original_module`; it is random and never used.
-        if not parameter.requires_grad and ".original_module." not in name:
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without the load report of transformers: what it reports is checked, and raised, here."""
-    before = transformers_logging.get_verbosity()
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(before)
-        transformers_logging.enable_progress_bar()
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

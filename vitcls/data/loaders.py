@@ -1,0 +1,50 @@
+"""DataLoaders, and how many processes decode for them."""
+
+import os
+import signal
+from functools import partial
+from typing import Any
+
+from lightning.fabric.utilities.seed import pl_worker_init_function
+from torch.utils.data import DataLoader
+
+from vitcls.data.collate import collate
+from vitcls.data.rows import ImageRows
+
+MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
+
+
+def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> DataLoader:
+    """Batches of images.
+
+    Args:
+        rows: the images.
+        workers: processes that decode; they stay over the epochs.
+        rank: of the training process, so that no two draw the same augmentation.
+        kwargs: DataLoader's other arguments.
+    """
+    return DataLoader(
+        rows,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
+        worker_init_fn=partial(_start_worker, rank=rank),
+        **kwargs,
+    )
+
+
+def worker_count(processes: int) -> int:
+    """Decoding processes for each of the training processes of this machine: their share of the cores, 1..8."""
+    return min(MOST_WORKERS, max(1, _cores() // processes))
+
+
+def _start_worker(worker_id: int, rank: int) -> None:
+    # Ctrl-C reaches the whole process group; the trainer decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pl_worker_init_function(worker_id, rank)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # honours taskset and SLURM; Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
