@@ -3,6 +3,7 @@
 B   images in a batch             K   classes
 S   side of the network's input   H, W   height and width of a stored image
 N   rows of a split               T   how many of the best classes a prediction keeps
+V   views of an image
 """
 
 from typing import NamedTuple, TypedDict
@@ -16,7 +17,7 @@ class Sample(NamedTuple):
     """One image on its way to a batch.
 
     Attributes:
-        pixels: (3, S, S) uint8 RGB.
+        pixels: (3, S, S) uint8 RGB, or (V, 3, S, S) where an image is seen in several views.
         label: index of its class in the model's labels; -1 where there is none (predict).
         id: its row in the split.
     """
@@ -44,7 +45,8 @@ class Batch(TypedDict):
     """What a data loader gives, and what a step takes.
 
     Keys:
-        pixel_values: (B, 3, S, S); uint8 in 0..255 until it is on the device, float32 normalised after.
+        pixel_values: (B, 3, S, S), or (B, V, 3, S, S) where images are seen in several views; uint8
+            in 0..255 until it is on the device, float32 normalised after.
         labels: (B,) int64 class indices; -1 where there is none (predict).
         ids: (B,) int64 rows of the split.
         bad: the images that could not be decoded and are not among the B.

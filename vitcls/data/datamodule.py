@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
@@ -66,6 +68,9 @@ class ImageDataModule(LightningDataModule):
         label_column: column of the classes, where it is not the only one.
         resize: how an image becomes square for evaluation: `squash`, `crop` (the centre) or
             `letterbox`. Not given: as the checkpoint's image processor does.
+        tta: test-time augmentation, for validate, test and predict: an image is also seen mirrored
+            (`flip`), or as its corners and centre (`five_crop`), and its probabilities are the mean over
+            these views; costs the time of as many forward passes. `model/` knows nothing of it.
         crop_scale: smallest and largest share of an image's area that a random training crop
             covers, in (0, 1]. The default is Szegedy et al.'s (arXiv:1409.4842, section 6); gentler
             crops overfit small sets of photos, which a validation set with near duplicates hides.
@@ -96,6 +101,7 @@ class ImageDataModule(LightningDataModule):
         image_column: str | None = None,
         label_column: str | None = None,
         resize: Resize | None = None,
+        tta: Literal["flip", "five_crop"] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
         batch_size: int = 32,
@@ -207,7 +213,7 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The files of `predict`, in the order of their paths."""
         assert self.predict_images is not None
-        rows = ImageRows(self.predict_images, self.image_spec.eval_transform)
+        rows = ImageRows(self.predict_images, self._eval_transform)
         sampler: DistributedSampler | None = None
         if self._attached.world_size > 1:
             check_enough(len(rows), self._attached.world_size)
@@ -234,9 +240,11 @@ class ImageDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise on the device: uint8 -> float32."""
+        """Normalise, uint8 -> float32, and mirror on the device."""
         if len(batch["ids"]):
-            batch["pixel_values"] = self.image_spec.normalise(batch["pixel_values"])
+            pixels = self.image_spec.normalise(batch["pixel_values"])
+            mirrored = self.hparams["tta"] == "flip" and not self._attached.training
+            batch["pixel_values"] = torch.stack([pixels, pixels.flip(-1)], dim=1) if mirrored else pixels
         return batch
 
     def _open_predict(self) -> FileImages:
@@ -248,8 +256,12 @@ class ImageDataModule(LightningDataModule):
     def _eval_batch_size(self) -> int:
         return self.hparams["eval_batch_size"] or self.hparams["batch_size"]
 
+    @property
+    def _eval_transform(self) -> Callable[[Tensor], Tensor]:
+        return self.image_spec.five_crops if self.hparams["tta"] == "five_crop" else self.image_spec.eval_transform
+
     def _eval_loader(self, split: Split) -> DataLoader:
-        rows = ImageRows(TableImages(split), self.image_spec.eval_transform, split.class_ids)
+        rows = ImageRows(TableImages(split), self._eval_transform, split.class_ids)
         if self._attached.world_size == 1:
             return self._loader(rows, batch_size=self._eval_batch_size)
         shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)

@@ -63,13 +63,30 @@ class ImageSpec:
         image = tv.resize(image, self._resized_shape(height, width), self.mode, antialias=True)
         return _centre(image, self.size)
 
+    def five_crops(self, image: Tensor) -> Tensor:
+        """The corners and the centre, of an image whose shorter side is resized as for a centre crop.
+
+        Krizhevsky et al. 2012 (ImageNet classification with deep CNNs, section 4.1).
+
+        Args:
+            image: (3, H, W) uint8.
+
+        Returns:
+            (5, 3, S, S) uint8.
+        """
+        spec = self.resized("crop")
+        height, width = image.shape[-2:]
+        image = tv.resize(image, spec._resized_shape(height, width), self.mode, antialias=True)
+        corners = tv.five_crop(image, [self.size, self.size])[:4]
+        return torch.stack([*corners, _centre(image, self.size)])
+
     @property
     def mode(self) -> InterpolationMode:
         """The interpolation as torchvision names it, and as transformers means it."""
         return InterpolationMode("nearest-exact" if self.interpolation == "nearest" else self.interpolation)
 
     def normalise(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> float32 with mean and std applied, on the same device.
+        """(..., 3, S, S) uint8 -> float32 with mean and std applied, on the same device.
 
         The order of operations is that of transformers' image processors that normalise, so that
         both give the same bits: mean and std are scaled by 255, not the pixels by 1/255.

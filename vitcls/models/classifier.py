@@ -1,6 +1,7 @@
 """The LightningModule: a transformers image classifier, how it is trained, measured and kept."""
 
 import logging
+import math
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
@@ -188,6 +189,13 @@ class ViTClassifier(LightningModule):
         """Normalised images (B, 3, S, S) float -> logits (B, K) float."""
         return self.network(pixel_values=pixel_values).logits
 
+    def _logits(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, K) float32; of views (B, V, 3, S, S), the log of their mean probabilities."""
+        if pixel_values.ndim == 4:
+            return self(pixel_values).float()
+        views = [self(view).float().log_softmax(-1) for view in pixel_values.unbind(1)]
+        return torch.stack(views).logsumexp(0) - math.log(len(views))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, weighed for its accumulation window."""
         loss = self._measure("train", batch)
@@ -206,7 +214,7 @@ class ViTClassifier(LightningModule):
         """The best classes of each image, at most five."""
         top = min(TOP, len(self.hparams["labels"]))
         if len(batch["ids"]):
-            best = self(batch["pixel_values"]).float().softmax(-1).topk(top)
+            best = self._logits(batch["pixel_values"]).softmax(-1).topk(top)
             scores, classes = best.values, best.indices
         else:
             scores, classes = torch.empty(0, top), torch.empty(0, top, dtype=torch.int64)
@@ -215,7 +223,7 @@ class ViTClassifier(LightningModule):
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
         """Cross entropy (mean over B) of a batch, logged with the metrics of its stage."""
         labels = batch["labels"]
-        logits = self(batch["pixel_values"]).float()
+        logits = self._logits(batch["pixel_values"])
         smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
