@@ -161,6 +161,7 @@ def test_a_run_without_validation_is_tested_on_its_last(vitcls, fit_words, tmp_p
         (["--model.checkpoint=null", "--model.architecture.hidden_act=nope"], "makes no image classifier"),
         (["--model.checkpoint=null", "--model.architecture.hidden_size=abc"], "makes no image classifier"),
         (["--trainer.default_root_dir=/proc/none"], "No run folder can be made"),
+        (["--trainer.strategy=ddp_fork"], "ddp does the same"),
         (["--run_name=.."], "must be the name of one folder"),
     ],
 )

@@ -16,7 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vitcls import records, runs
-from vitcls.callbacks import ConfiguredPatience, GracefulInterrupt, PredictionWriter, RunCheckpoint, check_monitors
+from vitcls.callbacks import (
+    BadImageCount,
+    ConfiguredPatience,
+    GracefulInterrupt,
+    PredictionWriter,
+    RunCheckpoint,
+    check_monitors,
+)
 from vitcls.data.choice import SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
@@ -173,6 +180,7 @@ class VitclsCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The configured trainer, with what a run folder needs and the configuration does not name."""
         config = self._chosen.trainer
+        _check_strategy(config.strategy)
         fits = self.subcommand == "fit"
         callbacks = _as_list(config.callbacks)
         callbacks = _with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
@@ -188,7 +196,9 @@ class VitclsCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(self.run.parent), **_length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
-        if self.subcommand == "predict":
+        if self.subcommand != "predict":
+            callbacks.append(BadImageCount())
+        else:
             callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs, **_launched_by_torchrun(config))
@@ -350,6 +360,12 @@ def _length(config: Namespace) -> dict[str, Any]:
         return {}
     log.info("trainer.max_epochs is not given: %d", DEFAULT_EPOCHS)
     return {"max_epochs": DEFAULT_EPOCHS}
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse the launchers after which this process knows neither the data nor the weights of the training."""
+    if isinstance(strategy, str) and any(launcher in strategy for launcher in ("spawn", "fork", "notebook")):
+        raise UserError(f"--trainer.strategy {strategy!r} cannot be used here: ddp does the same.")
 
 
 def _launched_by_torchrun(config: Namespace) -> dict[str, Any]:

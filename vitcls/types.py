@@ -20,11 +20,13 @@ class Sample(NamedTuple):
         pixels: (3, S, S) uint8 RGB, or (V, 3, S, S) where an image is seen in several views.
         label: index of its class in the model's labels; -1 where there is none (predict).
         id: its row in the split.
+        bad: images that could not be decoded and whose place this one takes.
     """
 
     pixels: Tensor
     label: int
     id: int
+    bad: "tuple[BadImage, ...]" = ()
 
 
 class BadImage(NamedTuple):
@@ -49,7 +51,8 @@ class Batch(TypedDict):
             in 0..255 until it is on the device, float32 normalised after.
         labels: (B,) int64 class indices; -1 where there is none (predict).
         ids: (B,) int64 rows of the split.
-        bad: the images that could not be decoded and are not among the B.
+        bad: the images that could not be decoded; none of them is among the B, but blank ones may
+            stand there in their place.
     """
 
     pixel_values: Tensor

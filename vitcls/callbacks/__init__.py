@@ -1,9 +1,17 @@
 """What happens around the steps: checkpoints, the record of a run, interruption, prediction files."""
 
+from vitcls.callbacks.bad_images import BadImageCount
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import GracefulInterrupt
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
 from vitcls.callbacks.resume import ConfiguredPatience
 
-__all__ = ["ConfiguredPatience", "GracefulInterrupt", "PredictionWriter", "RunCheckpoint", "check_monitors"]
+__all__ = [
+    "BadImageCount",
+    "ConfiguredPatience",
+    "GracefulInterrupt",
+    "PredictionWriter",
+    "RunCheckpoint",
+    "check_monitors",
+]

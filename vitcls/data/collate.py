@@ -21,5 +21,5 @@ def collate(items: Sequence[Sample | BadImage]) -> Batch:
         pixel_values=torch.stack([s.pixels for s in samples]) if samples else torch.empty(0, dtype=torch.uint8),
         labels=torch.tensor([s.label for s in samples], dtype=torch.int64),
         ids=torch.tensor([s.id for s in samples], dtype=torch.int64),
-        bad=[item for item in items if isinstance(item, BadImage)],
+        bad=[bad for item in items for bad in ([item] if isinstance(item, BadImage) else item.bad)],
     )

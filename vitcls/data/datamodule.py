@@ -14,6 +14,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
 from vitcls.data.choice import SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.files import image_files
@@ -24,8 +25,8 @@ from vitcls.data.rows import FileImages, ImageRows, TableImages
 from vitcls.data.sampling import SharedEvenly, check_enough
 from vitcls.data.splits import Split
 from vitcls.data.transforms import train_transform
-from vitcls.errors import UserError, check_range, listing
-from vitcls.types import BadImage, Batch
+from vitcls.errors import UserError, check_range
+from vitcls.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,11 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: B of validation, test and predict; not given: `batch_size`.
         num_workers: processes that decode, for each training process. Not given: the cores that
             this process may use, shared among the training processes of the machine, at most 8.
+        on_bad_image: what becomes of an image that cannot be decoded: `error` ends the run and names it;
+            `skip` leaves it out (in training the next image takes its place, so that batches stay full;
+            in evaluation nothing does); `blank` puts a black image there. Each is named once, and they
+            are counted in `train/bad_images` and so on. In predict it is always a row with an error.
+        max_bad_fraction: share of the images beyond which the run ends after all, in 0..1.
         predict: image file, or folder that is searched with all its sub-folders, to predict.
     """
 
@@ -107,6 +113,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        max_bad_fraction: float = 0.05,
         predict: str | None = None,
     ) -> None:
         super().__init__()
@@ -120,10 +128,12 @@ class ImageDataModule(LightningDataModule):
         )
         check_range("data.flip", flip, 0 <= flip <= 1, "between 0 and 1")
         check_range("data.num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0")
+        check_range("data.max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "between 0 and 1")
         for name in ("batch_size", "eval_batch_size", "train_limit", "eval_limit"):
             value = self.hparams[name]
             check_range(f"data.{name}", value, value is None or value >= 1, "at least 1")
         self._roles = Roles(SourceChoice(**self._said(SourceChoice)), RowChoice(**self._said(RowChoice)))
+        self._bad_images = BadImages(on_bad_image, max_bad_fraction)
         self._image_spec: ImageSpec | None = None
         self.splits: dict[str, Split] = {}
         self.predict_images: FileImages | None = None
@@ -191,7 +201,7 @@ class ImageDataModule(LightningDataModule):
         transform = train_transform(
             spec=self.image_spec, crop_scale=tuple(self.hparams["crop_scale"]), flip=self.hparams["flip"]
         )
-        rows = ImageRows(TableImages(split), transform, split.class_ids)
+        rows = ImageRows(TableImages(split), transform, split.class_ids, TRAINING[self.hparams["on_bad_image"]])
         sampler: DistributedSampler | None = None
         if self._attached.world_size > 1:
             sampler = DistributedSampler(
@@ -230,13 +240,15 @@ class ImageDataModule(LightningDataModule):
         return self.image_spec.normalise(batch["pixel_values"])
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Outside predict, an image that cannot be decoded ends the run by its name.
+        """Outside predict, see to the images that could not be decoded.
 
         Raises:
-            UserError: names the image and the cause.
+            UserError: there are too many; names them and the cause.
         """
-        if batch["bad"] and not self._attached.predicting:
-            raise _unreadable(batch["bad"])
+        if not self._attached.predicting:
+            role = "train" if self._attached.training else "test" if self._attached.testing else "validation"
+            rows = len(self.splits[role]) / self._attached.world_size
+            self._bad_images.take(batch["bad"], rows, one_pass=(role, self._attached.current_epoch))
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -261,7 +273,8 @@ class ImageDataModule(LightningDataModule):
         return self.image_spec.five_crops if self.hparams["tta"] == "five_crop" else self.image_spec.eval_transform
 
     def _eval_loader(self, split: Split) -> DataLoader:
-        rows = ImageRows(TableImages(split), self._eval_transform, split.class_ids)
+        instead = EVALUATION[self.hparams["on_bad_image"]]
+        rows = ImageRows(TableImages(split), self._eval_transform, split.class_ids, instead)
         if self._attached.world_size == 1:
             return self._loader(rows, batch_size=self._eval_batch_size)
         shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)
@@ -276,8 +289,3 @@ class ImageDataModule(LightningDataModule):
 
 def _as_text(path: object) -> str | None:
     return None if path is None else str(path)
-
-
-def _unreadable(bad: list[BadImage]) -> UserError:
-    named = listing((f"{image.name}: {image.cause}" for image in bad), 3)
-    return UserError(f"An image cannot be decoded: {named}. Replace it or remove it from the data.", True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import datasets
 import numpy as np
@@ -15,6 +15,8 @@ from vitcls.data.decode import decode
 from vitcls.data.splits import Split
 from vitcls.errors import BadImageError
 from vitcls.types import BadImage, Sample
+
+Instead = Literal["bad", "blank", "next"]
 
 
 class Images(Protocol):
@@ -86,30 +88,53 @@ class FileImages:
 
 
 class ImageRows(Dataset[Sample | BadImage]):
-    """Decoded and transformed images; one that cannot be read comes out as a BadImage.
+    """Decoded and transformed images.
 
     Args:
         images: where the bytes come from.
         transform: (3, H, W) uint8 -> (3, S, S) uint8.
         class_ids: (N,) int64 labels; None where there are none.
+        instead: what comes out for an image that cannot be read: the `bad` image itself, a `blank`
+            one, or the `next` image that can be read, which keeps training batches full.
     """
 
     def __init__(
-        self, images: Images, transform: Callable[[Tensor], Tensor], class_ids: NDArray[np.int64] | None = None
+        self,
+        images: Images,
+        transform: Callable[[Tensor], Tensor],
+        class_ids: NDArray[np.int64] | None = None,
+        instead: Instead = "bad",
     ) -> None:
         self.images = images
         self._transform = transform
         self._class_ids = class_ids
+        self._instead = instead
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, position: int) -> Sample | BadImage:
-        row = self.images.id(position)
+        found = self._read(position)
+        if isinstance(found, Sample) or self._instead == "bad":
+            return found
+        if self._instead == "blank":
+            return self._sample(position, torch.zeros(3, 1, 1, dtype=torch.uint8))._replace(bad=(found,))
+        return self._next_readable(position, found)
+
+    def _next_readable(self, position: int, bad: BadImage) -> Sample | BadImage:
+        for other in range(position + 1, position + len(self)):
+            found = self._read(other % len(self))
+            if isinstance(found, Sample):
+                return found._replace(bad=(bad,))
+        return bad  # none of them can be read
+
+    def _read(self, position: int) -> Sample | BadImage:
         try:
             pixels = decode(self.images.read(position))
         except (BadImageError, OSError) as error:
-            return BadImage(self.images.name(position), row, str(error))
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+            return BadImage(self.images.name(position), self.images.id(position), str(error))
+        return self._sample(position, torch.from_numpy(pixels).permute(2, 0, 1))
+
+    def _sample(self, position: int, image: Tensor) -> Sample:
         label = -1 if self._class_ids is None else int(self._class_ids[position])
-        return Sample(self._transform(tensor), label, row)
+        return Sample(self._transform(image), label, self.images.id(position))
