@@ -61,15 +61,17 @@ def test_the_split_that_is_trained_on_is_not_taken_for_validation(vitcls, fit_wo
     assert "validation: 8 images" in out
 
 
-def test_a_resume_draws_the_images_in_another_order(vitcls, run, tmp_path):
+def test_a_resume_draws_what_the_training_would_have_drawn(vitcls, fit_words, tmp_path):
     order = {"class_path": "tests.interrupting.KeepOrder", "init_args": {"file": str(tmp_path / "order.json")}}
     (tmp_path / "o.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [order]}}))
-    words = ("--config", tmp_path / "o.yaml", "--trainer.max_epochs=1")
-    vitcls("fit", "--config", run / "config.yaml", *words)
-    first = json.loads((tmp_path / "order.json").read_text())
-    vitcls("fit", "--ckpt_path", run, "--config", tmp_path / "o.yaml", "--trainer.max_epochs=3")
-    assert sorted(first) == sorted(json.loads((tmp_path / "order.json").read_text()))
-    assert first != json.loads((tmp_path / "order.json").read_text())
+    orders = []
+    for words in (("--trainer.max_epochs=1",), ("--trainer.max_epochs=2", "--run_name=whole")):
+        assert vitcls(*fit_words, "--config", tmp_path / "o.yaml", *words)[0] == 0
+        orders.append(json.loads((tmp_path / "order.json").read_text()))
+    run = tmp_path / "runs" / "run"
+    assert vitcls("fit", "--ckpt_path", run, "--config", tmp_path / "o.yaml", "--trainer.max_epochs=2")[0] == 0
+    assert json.loads((tmp_path / "order.json").read_text()) == orders[1]
+    assert orders[0] != orders[1]
 
 
 def test_a_resume_from_an_earlier_checkpoint_leaves_no_step_twice(vitcls, run):

@@ -1,9 +1,11 @@
+from collections import Counter
 from itertools import product
 from math import ceil
 
+import numpy as np
 import pytest
 
-from vitcls.data.sampling import SharedEvenly
+from vitcls.data.sampling import Draw, SharedEvenly, TrainSampler
 from vitcls.errors import UserError
 
 PROCESSES = (1, 2, 3, 4, 7)
@@ -79,3 +81,43 @@ def test_rows_are_plain_ints_that_a_table_can_be_indexed_with():
 def test_fewer_rows_than_processes_are_refused(rows, processes):
     with pytest.raises(UserError, match=rf"^{rows} images .* {processes} processes.*--trainer\.devices"):
         SharedEvenly(rows, 4, processes, 0)
+
+
+def drawn(class_ids: list[int], processes: int = 1, epoch: int = 0, **arguments) -> list[list[Draw]]:
+    """The draws of every rank in one epoch."""
+    taken = []
+    for rank in range(processes):
+        sampler = TrainSampler(np.array(class_ids), seed=3, processes=processes, rank=rank, **arguments)
+        sampler.set_epoch(epoch)
+        taken.append(list(sampler))
+        assert len(sampler) == len(taken[-1])
+    return taken
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_an_epoch_draws_every_image_equally_often(processes, repeats):
+    ranks = drawn([0] * 29, processes, repeats=repeats)
+    assert len({len(rank) for rank in ranks}) == 1
+    times = Counter(draw.position for rank in ranks for draw in rank)
+    assert set(times) == set(range(29))
+    assert sum(times.values()) == -(-29 * repeats // processes) * processes
+    assert set(times.values()) <= {repeats, repeats + 1}
+
+
+def test_processes_share_the_order_of_one():
+    alone = drawn([0] * 30)[0]
+    assert [draw for pair in zip(*drawn([0] * 30, 2), strict=True) for draw in pair] == alone
+
+
+def test_no_two_draws_have_the_same_seed():
+    seeds = [draw.seed for epoch in range(5) for draw in drawn([0] * 50, epoch=epoch, repeats=2)[0]]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_balanced_draws_give_rare_classes_their_share():
+    classes = [0] * 900 + [1] * 90 + [2] * 10
+    times = Counter(classes[draw.position] for draw in drawn(classes, repeats=3, balanced=True)[0])
+    assert sum(times.values()) == 3000
+    for count in times.values():
+        assert count == pytest.approx(1000, abs=100)

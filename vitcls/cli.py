@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -227,10 +228,9 @@ class VitclsCLI(LightningCLI):
     # -- before and after the verbs -----------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Keep the learning curves of the run that is resumed, and draw its images in another order."""
+        """Keep the learning curves of the run that is resumed, and do not repeat its dropout."""
         if self.checkpoint is not None:
-            seed = int(self.config[self.subcommand].seed_everything)
-            seed_everything(seed + self._steps_before, workers=True, verbose=False)
+            torch.manual_seed(int(self.config[self.subcommand].seed_everything) + self._steps_before)
         if self.run is not None and is_first_process():
             records.restore_history(self.trainer.loggers, self.run, self._steps_before)
 

@@ -49,7 +49,8 @@ class Batch(TypedDict):
     Keys:
         pixel_values: (B, 3, S, S), or (B, V, 3, S, S) where images are seen in several views; uint8
             in 0..255 until it is on the device, float32 normalised after.
-        labels: (B,) int64 class indices; -1 where there is none (predict).
+        labels: (B,) int64 class indices, -1 where there is none (predict); of mixed training images
+            (B, K) float32 shares, which add up to 1.
         ids: (B,) int64 rows of the split.
         bad: the images that could not be decoded; none of them is among the B, but blank ones may
             stand there in their place.

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal, Protocol, cast
 
@@ -19,12 +18,13 @@ from vitcls.data.choice import SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.files import image_files
 from vitcls.data.loaders import image_loader, worker_count
+from vitcls.data.mixing import BatchMixer
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import FileImages, ImageRows, TableImages
-from vitcls.data.sampling import SharedEvenly, check_enough
+from vitcls.data.sampling import SharedEvenly, TrainSampler, check_enough
 from vitcls.data.splits import Split
-from vitcls.data.transforms import train_transform
+from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
 from vitcls.errors import UserError, check_range
 from vitcls.types import Batch
 
@@ -72,10 +72,22 @@ class ImageDataModule(LightningDataModule):
         tta: test-time augmentation, for validate, test and predict: an image is also seen mirrored
             (`flip`), or as its corners and centre (`five_crop`), and its probabilities are the mean over
             these views; costs the time of as many forward passes. `model/` knows nothing of it.
+        augment: of training images: `none`, `light` (random crop, mirrored at random), `standard` (and
+            one of gray, solarised, blurred, with jittered colours) or `strong` (`light`, with two
+            operations of RandAugment and random erasing).
+        transforms: instead of `augment`, a list of torchvision.transforms.v2 by name, such as
+            `[{name: RandomResizedCrop, size: 224}, {name: AugMix}]`, of (3, H, W) uint8 images.
         crop_scale: smallest and largest share of an image's area that a random training crop
             covers, in (0, 1]. The default is Szegedy et al.'s (arXiv:1409.4842, section 6); gentler
             crops overfit small sets of photos, which a validation set with near duplicates hides.
+        crop_ratio: narrowest and widest aspect ratio of such a crop, width over height.
         flip: probability that a training image is mirrored, in 0..1.
+        mixup: alpha of mixup, which blends two training images and their labels; 0: without; 0.2 and 0.8 are usual.
+        cutmix: alpha of CutMix, which pastes a rectangle of another image; 0: without; 1 is usual. With
+            both, each batch takes one of them. The training accuracy then counts the larger share.
+        repeats: how often an epoch trains on each image, every time augmented anew.
+        sampling: `shuffle` takes every training image; `balanced` draws the classes equally often, with
+            replacement, for data in which some are rare.
         batch_size: B of one process and one step; times processes and accumulated batches gives
             the images of an optimiser step.
         eval_batch_size: B of validation, test and predict; not given: `batch_size`.
@@ -108,8 +120,15 @@ class ImageDataModule(LightningDataModule):
         label_column: str | None = None,
         resize: Resize | None = None,
         tta: Literal["flip", "five_crop"] | None = None,
+        augment: Augment = "light",
+        transforms: list[dict[str, Any]] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        repeats: int = 1,
+        sampling: Literal["shuffle", "balanced"] = "shuffle",
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -126,6 +145,10 @@ class ImageDataModule(LightningDataModule):
         check_range(
             "data.crop_scale", crop_scale, 0 < crop_scale[0] <= crop_scale[1] <= 1, "two rising numbers in (0, 1]"
         )
+        check_range("data.crop_ratio", crop_ratio, 0 < crop_ratio[0] <= crop_ratio[1], "two rising numbers above 0")
+        check_range("data.mixup", mixup, mixup >= 0, "at least 0")
+        check_range("data.cutmix", cutmix, cutmix >= 0, "at least 0")
+        check_range("data.repeats", repeats, repeats >= 1, "at least 1")
         check_range("data.flip", flip, 0 <= flip <= 1, "between 0 and 1")
         check_range("data.num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0")
         check_range("data.max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "between 0 and 1")
@@ -134,6 +157,7 @@ class ImageDataModule(LightningDataModule):
             check_range(f"data.{name}", value, value is None or value >= 1, "at least 1")
         self._roles = Roles(SourceChoice(**self._said(SourceChoice)), RowChoice(**self._said(RowChoice)))
         self._bad_images = BadImages(on_bad_image, max_bad_fraction)
+        self._mixer: BatchMixer | None = None
         self._image_spec: ImageSpec | None = None
         self.splits: dict[str, Split] = {}
         self.predict_images: FileImages | None = None
@@ -196,21 +220,30 @@ class ImageDataModule(LightningDataModule):
             self.splits["test"] = self._roles.test()
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented; processes share the rows by torch's DistributedSampler."""
+        """Shuffled and augmented."""
         split = self.splits["train"]
-        transform = train_transform(
-            spec=self.image_spec, crop_scale=tuple(self.hparams["crop_scale"]), flip=self.hparams["flip"]
+        rows = ImageRows(
+            TableImages(split), self._train_transform(), split.class_ids, TRAINING[self.hparams["on_bad_image"]]
         )
-        rows = ImageRows(TableImages(split), transform, split.class_ids, TRAINING[self.hparams["on_bad_image"]])
-        sampler: DistributedSampler | None = None
-        if self._attached.world_size > 1:
-            sampler = DistributedSampler(
-                rows,
-                self._attached.world_size,
-                self._attached.global_rank,
-                seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            )
-        return self._loader(rows, batch_size=self.hparams["batch_size"], shuffle=sampler is None, sampler=sampler)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
+        mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
+        if mixup or cutmix:
+            self._mixer = BatchMixer(mixup, cutmix, len(self.labels or ()), (seed, self._attached.global_rank))
+        sampler = TrainSampler(
+            split.class_ids,
+            seed=seed,
+            processes=self._attached.world_size,
+            rank=self._attached.global_rank,
+            repeats=self.hparams["repeats"],
+            balanced=self.hparams["sampling"] == "balanced",
+        )
+        return self._loader(rows, batch_size=self.hparams["batch_size"], sampler=sampler)
+
+    def _train_transform(self) -> Transform:
+        if self.hparams["transforms"] is not None:
+            return listed_transform(self.hparams["transforms"], self.image_spec.size)
+        said = {name: self.hparams[name] for name in ("augment", "crop_scale", "crop_ratio", "flip")}
+        return train_transform(spec=self.image_spec, **said)
 
     def val_dataloader(self) -> DataLoader:
         """In order, each row once over all processes."""
@@ -252,11 +285,13 @@ class ImageDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise, uint8 -> float32, and mirror on the device."""
+        """On the device, normalise (uint8 -> float32), mirror, mix."""
         if len(batch["ids"]):
             pixels = self.image_spec.normalise(batch["pixel_values"])
             mirrored = self.hparams["tta"] == "flip" and not self._attached.training
             batch["pixel_values"] = torch.stack([pixels, pixels.flip(-1)], dim=1) if mirrored else pixels
+        if self._mixer is not None and self._attached.training:
+            return self._mixer(batch, self._attached.current_epoch)
         return batch
 
     def _open_predict(self) -> FileImages:
@@ -269,7 +304,7 @@ class ImageDataModule(LightningDataModule):
         return self.hparams["eval_batch_size"] or self.hparams["batch_size"]
 
     @property
-    def _eval_transform(self) -> Callable[[Tensor], Tensor]:
+    def _eval_transform(self) -> Transform:
         return self.image_spec.five_crops if self.hparams["tta"] == "five_crop" else self.image_spec.eval_transform
 
     def _eval_loader(self, split: Split) -> DataLoader:

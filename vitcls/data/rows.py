@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitcls.data.decode import decode
+from vitcls.data.sampling import Draw
+from vitcls.data.seeding import seeded
 from vitcls.data.splits import Split
 from vitcls.errors import BadImageError
 from vitcls.types import BadImage, Sample
@@ -88,7 +90,7 @@ class FileImages:
 
 
 class ImageRows(Dataset[Sample | BadImage]):
-    """Decoded and transformed images.
+    """Decoded and transformed images, at a position or for a Draw, whose seed decides its augmentation.
 
     Args:
         images: where the bytes come from.
@@ -113,7 +115,13 @@ class ImageRows(Dataset[Sample | BadImage]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> Sample | BadImage:
+    def __getitem__(self, index: int | Draw) -> Sample | BadImage:
+        if not isinstance(index, Draw):
+            return self._item(index)
+        with seeded(index.seed):
+            return self._item(index.position)
+
+    def _item(self, position: int) -> Sample | BadImage:
         found = self._read(position)
         if isinstance(found, Sample) or self._instead == "bad":
             return found

@@ -1,8 +1,11 @@
-"""Which rows each process takes, in batches."""
+"""Which rows each process takes, in which order."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DistributedSampler
 
 from vitcls.errors import UserError
 
@@ -52,3 +55,65 @@ class SharedEvenly:
 
     def __iter__(self) -> Iterator[list[int]]:
         return (batch.tolist() for batch in self._batches)
+
+
+class Draw(NamedTuple):
+    """One training image that is drawn.
+
+    Attributes:
+        position: in the split.
+        seed: of its augmentation.
+    """
+
+    position: int
+    seed: int
+
+
+class TrainSampler(DistributedSampler[Draw]):
+    """The images of an epoch, shuffled, each with the seed of its augmentation.
+
+    Order and augmentation follow from the run's seed and the epoch alone: whatever the number of
+    workers, and after a resume as without the interruption.
+
+    It is a DistributedSampler so that Lightning knows that it shares the rows among the processes.
+
+    Args:
+        class_ids: (N,) int64 class of each row.
+        seed: the run's.
+        processes: how many share the rows.
+        rank: which of them this is.
+        repeats: how often an epoch draws each image, each time with another augmentation (Hoffer et al.
+            2019, "Augment your batch", arXiv:1901.09335).
+        balanced: whether all classes are drawn equally often, with replacement.
+    """
+
+    def __init__(
+        self,
+        class_ids: NDArray[np.int64],
+        seed: int,
+        processes: int = 1,
+        rank: int = 0,
+        repeats: int = 1,
+        balanced: bool = False,
+    ) -> None:
+        super().__init__(class_ids, num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self._class_ids = class_ids
+        self._draws = len(class_ids) * repeats
+        self._balanced = balanced
+        self.num_samples = -(-self._draws // processes)  # equal numbers of steps: a few rows may come twice
+
+    def __iter__(self) -> Iterator[Draw]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        positions = self._positions(random)
+        positions = np.resize(positions, self.num_samples * self.num_replicas)
+        seeds = random.integers(2**63, size=len(positions))
+        own = slice(self.rank, None, self.num_replicas)
+        return map(Draw, positions[own].tolist(), seeds[own].tolist())
+
+    def _positions(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """(draws,) positions in the order of the epoch."""
+        rows = len(self._class_ids)
+        if self._balanced:
+            _, inverse, sizes = np.unique(self._class_ids, return_inverse=True, return_counts=True)
+            return random.choice(rows, self._draws, p=1 / (len(sizes) * sizes[inverse]))
+        return random.permutation(np.arange(self._draws) % rows)

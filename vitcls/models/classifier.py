@@ -229,7 +229,7 @@ class ViTClassifier(LightningModule):
         smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
-        metrics.update(loss, logits, labels)
+        metrics.update(loss, logits, labels if labels.ndim == 1 else labels.argmax(-1))
         self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
         self.log_dict(metrics.accuracies, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss

@@ -1,0 +1,34 @@
+"""Mixing the images of a training batch with one another, on the device."""
+
+import numpy as np
+from torchvision.transforms import v2
+
+from vitcls.data.seeding import seeded
+from vitcls.types import Batch
+
+
+class BatchMixer:
+    """Mixup (Zhang et al. 2017, arXiv:1710.09412), CutMix (Yun et al. 2019, arXiv:1905.04899), or either.
+
+    Args:
+        mixup: alpha of mixup's Beta(alpha, alpha); 0: without.
+        cutmix: the same of CutMix. With both, each batch takes one of them at random.
+        classes: K.
+        seed: draws follow from it, the epoch and the number of the batch.
+    """
+
+    def __init__(self, mixup: float, cutmix: float, classes: int, seed: tuple[int, ...]) -> None:
+        mixers = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
+        mixers += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
+        self._mix = v2.RandomChoice(mixers)
+        self._seed = seed
+        self._epoch = self._number = -1
+
+    def __call__(self, batch: Batch, epoch: int) -> Batch:
+        """Mix: pixel_values (B, 3, S, S) float and labels (B,) int64 -> the same and labels (B, K) float."""
+        self._number = self._number + 1 if epoch == self._epoch else 0
+        self._epoch = epoch
+        seeds = np.random.SeedSequence((*self._seed, epoch, self._number))
+        with seeded(int(seeds.generate_state(1)[0])):
+            pixels, labels = self._mix(batch["pixel_values"], batch["labels"])
+        return {**batch, "pixel_values": pixels, "labels": labels}
