@@ -302,7 +302,7 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
     """
     model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
     data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
-    if said.data.dataset is not None or said.data.train_dir is not None:
+    if any(said.data[name] is not None for name in ("dataset", "train_dir", "train_files")):
         data = {k: v for k, v in data.items() if k not in asdict(SourceChoice())}
     data.pop("predict", None)
     if verb == "fit" and run is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
-from vitcls.data.choice import SourceChoice
+from vitcls.data.choice import Places, SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.files import image_files
 from vitcls.data.loaders import image_loader, worker_count
@@ -54,7 +54,12 @@ class ImageDataModule(LightningDataModule):
         revision: branch, tag or commit of a Hub dataset.
         train_dir: folder with a sub-folder of training images for each class, instead of `dataset`.
         validation_dir: the same for validation.
-        test_dir: the same for testing.
+        test_dir: the same for testing. Each of the three may be a list of folders.
+        train_files: instead of folders or beside them, tables with a row for each image: .parquet or
+            .arrow with the images inside, .csv, .tsv or .jsonl with a path (relative to the file) and a
+            class. A file, a pattern such as `shards/*.parquet`, or a list of these.
+        validation_files: the same for validation.
+        test_files: the same for testing.
         train_split: split to train on; expressions such as `train[:5000]` work, here and below.
         validation_split: split to validate on. Not given: the split called validation, if there is
             one and it is not the test split; else a share of the training split.
@@ -106,9 +111,12 @@ class ImageDataModule(LightningDataModule):
         dataset: str | None = None,
         config_name: str | None = None,
         revision: str | None = None,
-        train_dir: str | None = None,
-        validation_dir: str | None = None,
-        test_dir: str | None = None,
+        train_dir: Places | None = None,
+        validation_dir: Places | None = None,
+        test_dir: Places | None = None,
+        train_files: Places | None = None,
+        validation_files: Places | None = None,
+        test_files: Places | None = None,
         train_split: str = "train",
         validation_split: str | None = None,
         test_split: str | None = None,
@@ -138,8 +146,9 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         # Checkpoints are read with weights_only=True: plain values only, no Path.
-        dataset, train_dir, validation_dir = map(_as_text, (dataset, train_dir, validation_dir))
-        test_dir, predict = map(_as_text, (test_dir, predict))
+        dataset, predict = _as_text(dataset), _as_text(predict)
+        train_dir, validation_dir, test_dir = map(_as_text, (train_dir, validation_dir, test_dir))
+        train_files, validation_files, test_files = map(_as_text, (train_files, validation_files, test_files))
         self.save_hyperparameters()
         check_range("data.validation_fraction", validation_fraction, 0 < validation_fraction < 1, "between 0 and 1")
         check_range(
@@ -322,5 +331,7 @@ class ImageDataModule(LightningDataModule):
         return image_loader(rows, workers, self._attached.global_rank, pin_memory=on_gpu, **kwargs)
 
 
-def _as_text(path: object) -> str | None:
-    return None if path is None else str(path)
+def _as_text(places: Any) -> Any:
+    if isinstance(places, (list, tuple)):
+        return [str(place) for place in places]
+    return None if places is None else str(places)

@@ -2,26 +2,23 @@
 
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 
 from vitcls.data import columns
-from vitcls.data.choice import SourceChoice
-from vitcls.data.sources import Source
+from vitcls.data.choice import Source, SourceChoice
+from vitcls.data.joined import JoinedSource
 from vitcls.data.splits import Split, fingerprint, matched
 from vitcls.errors import UserError
 
 
 @dataclass(frozen=True)
 class RowChoice:
-    """What the user said about columns and rows; ImageDataModule's arguments of the same names."""
+    """What the user said about rows; the attributes are ImageDataModule's arguments of the same names."""
 
     validation_fraction: float
     split_seed: int
     train_limit: int | None
     eval_limit: int | None
-    image_column: str | None
-    label_column: str | None
 
 
 class Roles:
@@ -73,14 +70,16 @@ class Roles:
     def _open(self, role: str, source: Source, split: str) -> Split:
         """The whole split of a role, opened once."""
         if role not in self._opened:
-            self._opened[role] = self._read(role, source.load(split), split)
+            self._opened[role] = self._read(role, source, split)
         return self._opened[role]
 
-    def _read(self, role: str, table: datasets.Dataset, split: str) -> Split:
+    def _read(self, role: str, source: Source, split: str) -> Split:
+        table = source.load(split)
         if not len(table):
             raise UserError(f"The {role} split ({split!r}) has no rows; give data with images in it.")
-        image_column = columns.image_column(table.features, self._rows.image_column)
-        label_column = columns.label_column(table.features, self._rows.label_column)
+        joined = isinstance(source, JoinedSource)  # its columns have names of their own
+        image_column = columns.image_column(table.features, None if joined else self._sources.image_column)
+        label_column = columns.label_column(table.features, None if joined else self._sources.label_column)
         found = columns.labelled(table, label_column, where=role)
         labels = self.labels or found.names
         if role == "train":

@@ -132,9 +132,6 @@ class FolderSource:
         return table
 
 
-Source = DatasetSource | FolderSource
-
-
 def _check_depth(table: datasets.Dataset, folder: Path) -> None:
     """Images must lie in class folders: `datasets` takes whatever folder they lie in for their class."""
     for row in table.cast_column("image", datasets.Image(decode=False))["image"]:
