@@ -5,6 +5,8 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.conftest import embed
+
 
 def rows_of(file) -> list[dict[str, str]]:
     with file.open(newline="") as lines:
@@ -114,3 +116,37 @@ def test_what_is_wrong_with_a_prediction_is_said(refuses, run, tmp_path, colours
     assert "must end in .csv" in refuses(*words, "--data.predict", colours, "--output", "x.txt")
     assert "does not exist" in refuses(*words, "--data.predict", colours, "--output", tmp_path / "no" / "x.csv")
     assert "--output belongs to predict" in refuses("validate", "--ckpt_path", run, "--output", "x.csv")
+
+
+def answers(vitcls, run, tmp_path, *words) -> list[dict[str, str]]:
+    status, _, err = vitcls("predict", "--ckpt_path", run, "--output", tmp_path / "out.csv", *words)
+    assert status == 0, err
+    return rows_of(tmp_path / "out.csv")
+
+
+def test_tables_patterns_and_datasets_give_the_answers_of_the_folder(vitcls, run, colours, tmp_path):
+    files = sorted((colours / "test").rglob("*.jpg"))
+    folder = answers(vitcls, run, tmp_path, "--data.predict", colours / "test")
+    by_pattern = answers(vitcls, run, tmp_path, "--data.predict", colours / "test" / "**" / "*.jpg")
+    (tmp_path / "list.csv").write_text("\n".join(["path", *map(str, files)]))
+    by_table = answers(vitcls, run, tmp_path, "--data.predict", tmp_path / "list.csv")
+    assert folder == by_pattern == by_table
+    assert [row["file"] for row in folder] == [str(file) for file in files]
+    by_dataset = answers(vitcls, run, tmp_path, "--data.predict_dataset", colours)
+    assert [row["label"] for row in by_dataset] == [row["label"] for row in folder]
+    embed(colours / "test", tmp_path / "images.parquet", names=[])
+    inside = answers(vitcls, run, tmp_path, "--data.predict", tmp_path / "images.parquet")
+    assert [row["score"] for row in inside] == [row["score"] for row in folder]
+    assert inside[3]["file"] == f"row 3 of {tmp_path / 'images.parquet'}"
+
+
+def test_a_missing_file_of_a_table_is_a_row_with_an_error(vitcls, run, colours, tmp_path):
+    files = [*sorted((colours / "test" / "red").iterdir())[:2], tmp_path / "gone.jpg"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *map(str, files)]))
+    rows = answers(vitcls, run, tmp_path, "--data.predict", tmp_path / "list.csv")
+    assert [bool(row["error"]) for row in rows] == [False, False, True]
+    assert rows[2]["file"] == str(tmp_path / "gone.jpg")
+
+
+def test_a_pattern_that_matches_nothing_is_a_sentence(refuses, run, tmp_path):
+    assert "No file matches" in refuses("predict", "--ckpt_path", run, "--data.predict", tmp_path / "*.jpg")

@@ -304,7 +304,8 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
     data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
     if any(said.data[name] is not None for name in ("dataset", "train_dir", "train_files")):
         data = {k: v for k, v in data.items() if k not in asdict(SourceChoice())}
-    data.pop("predict", None)
+    for name in ("predict", "predict_dataset", "predict_split"):
+        data.pop(name, None)
     if verb == "fit" and run is not None:
         started = runs.read_config(run)
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from vitcls.data.rows import FileImages
+from vitcls.data.rows import Images
 from vitcls.errors import UserError
 from vitcls.types import TOP, Batch, Predictions
 
@@ -60,7 +60,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append a batch, in the order of its ids."""
-        images: FileImages = trainer.datamodule.predict_images  # type: ignore[attr-defined]
+        images: Images = trainer.datamodule.predict_images  # type: ignore[attr-defined]
         labels: list[str] = pl_module.hparams["labels"]
         writer = csv.writer(self._file)
         writer.writerows(sorted(chain(_good_rows(prediction, images, labels), _bad_rows(prediction, labels))))
@@ -111,7 +111,7 @@ def _columns(labels: list[str]) -> list[str]:
     return ["id", "file", "label", "score", *further, "error"]
 
 
-def _good_rows(prediction: Predictions, images: FileImages, labels: list[str]) -> Iterator[list[Any]]:
+def _good_rows(prediction: Predictions, images: Images, labels: list[str]) -> Iterator[list[Any]]:
     for row, scores, classes in zip(*(prediction[k].tolist() for k in ("ids", "scores", "classes")), strict=True):
         best = chain.from_iterable((labels[c], f"{s:.6f}") for c, s in zip(classes, scores, strict=True))
         yield [row, images.name(row), *best, ""]

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
 from vitcls.data.choice import Places, SourceChoice
 from vitcls.data.collate import collate
-from vitcls.data.files import image_files
+from vitcls.data.inputs import images_at, images_of_dataset
 from vitcls.data.loaders import image_loader, worker_count
 from vitcls.data.mixing import BatchMixer
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
-from vitcls.data.rows import FileImages, ImageRows, TableImages
+from vitcls.data.rows import ImageRows, Images, TableImages
 from vitcls.data.sampling import SharedEvenly, TrainSampler, check_enough
 from vitcls.data.splits import Split
 from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
@@ -103,7 +103,10 @@ class ImageDataModule(LightningDataModule):
             in evaluation nothing does); `blank` puts a black image there. Each is named once, and they
             are counted in `train/bad_images` and so on. In predict it is always a row with an error.
         max_bad_fraction: share of the images beyond which the run ends after all, in 0..1.
-        predict: image file, or folder that is searched with all its sub-folders, to predict.
+        predict: what to predict: an image file, a folder that is searched with all its sub-folders, a
+            pattern such as `photos/**/*.jpg`, or a table as in `train_files`; labels are not needed.
+        predict_dataset: instead, a Hub id or local dataset.
+        predict_split: split of it.
     """
 
     def __init__(
@@ -143,6 +146,8 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: OnBadImage = "error",
         max_bad_fraction: float = 0.05,
         predict: str | None = None,
+        predict_dataset: str | None = None,
+        predict_split: str = "test",
     ) -> None:
         super().__init__()
         # Checkpoints are read with weights_only=True: plain values only, no Path.
@@ -169,7 +174,7 @@ class ImageDataModule(LightningDataModule):
         self._mixer: BatchMixer | None = None
         self._image_spec: ImageSpec | None = None
         self.splits: dict[str, Split] = {}
-        self.predict_images: FileImages | None = None
+        self.predict_images: Images | None = None
 
     def _said(self, choice: type[SourceChoice | RowChoice]) -> dict[str, Any]:
         return {field.name: self.hparams[field.name] for field in fields(choice)}
@@ -213,7 +218,7 @@ class ImageDataModule(LightningDataModule):
             seen = len(np.unique(split.class_ids))
             log.info("%s: %d images, %d of %d classes", role, len(split), seen, len(self.labels or ()))
         if self.predict_images is not None:
-            log.info("predict: %d files", len(self.predict_images))
+            log.info("predict: %d images", len(self.predict_images))
 
     def _open_stage(self, stage: str | None) -> None:
         model = cast(Classifier, self._attached.lightning_module)
@@ -303,10 +308,16 @@ class ImageDataModule(LightningDataModule):
             return self._mixer(batch, self._attached.current_epoch)
         return batch
 
-    def _open_predict(self) -> FileImages:
+    def _open_predict(self) -> Images:
+        if self.hparams["predict_dataset"] is not None:
+            dataset, split = self.hparams["predict_dataset"], self.hparams["predict_split"]
+            return images_of_dataset(dataset, split, self.hparams["image_column"])
         if self.hparams["predict"] is None:
-            raise UserError("Nothing to predict: give --data.predict with an image file or a folder.")
-        return FileImages(image_files(self.hparams["predict"]))
+            raise UserError(
+                "Nothing to predict: give --data.predict with an image file, a folder, a pattern or a table, or "
+                "--data.predict_dataset."
+            )
+        return images_at(self.hparams["predict"])
 
     @property
     def _eval_batch_size(self) -> int:

@@ -38,13 +38,19 @@ class Images(Protocol):
 
 
 class TableImages:
-    """The images of a split, read from its table."""
+    """The images of a split, read from its table.
 
-    def __init__(self, split: Split) -> None:
+    Args:
+        split: the rows.
+        files_have_names: whether an image that is a file of its own goes by its path alone.
+    """
+
+    def __init__(self, split: Split, files_have_names: bool = False) -> None:
         undecoded = datasets.Image(decode=False)
         column = split.table.select_columns([split.image_column])
         self._table = column.cast_column(split.image_column, undecoded).select(split.rows)
         self._split = split
+        self._files_have_names = files_have_names
 
     def __len__(self) -> int:
         return len(self._split)
@@ -59,6 +65,8 @@ class TableImages:
     def name(self, position: int) -> str:
         """The path, if the table has one, and the row."""
         image = self._table[position][self._split.image_column] or {}
+        if self._files_have_names and image.get("path") and not image.get("bytes"):
+            return image["path"]
         row = f"row {self.id(position)} of {self._split.name}"
         return f"{image['path']} ({row})" if image.get("path") else row
 

@@ -21,6 +21,7 @@ _BUILDERS = {
     ".jsonl": "json",
     ".ndjson": "json",
 }
+SUFFIXES = frozenset(_BUILDERS)
 
 
 @dataclass(frozen=True)
