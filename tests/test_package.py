@@ -16,7 +16,7 @@ LAYERS = (
     ("vitcls.models",),
     ("vitcls.callbacks",),
     ("vitcls.records", "vitcls.wording"),
-    ("vitcls.cli",),
+    ("vitcls.cli", "vitcls.check"),
     ("vitcls.__main__",),
 )
 

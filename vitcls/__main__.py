@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from vitcls import __version__
@@ -11,6 +12,7 @@ from vitcls.errors import UserError, suggestion
 from vitcls.processes import is_first_process
 
 VERBS = {
+    "check": "read every image of a configuration and say what is wrong with them",
     "fit": "train a classifier, validate it each epoch, keep the best",
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
@@ -67,11 +69,20 @@ def _run(words: list[str]) -> int:
     verb = words[0]
     if verb not in VERBS:
         raise UserError(f"{verb!r} is none of the verbs {', '.join(VERBS)}{suggestion(verb, VERBS)}.")
-    from vitcls.cli import run_verb  # 5 s of imports, which --help must not pay for
-
+    run = _command(verb)
     _configure_logging()
-    run_verb(words)
-    return 0
+    return run(words)
+
+
+def _command(verb: str) -> Callable[[list[str]], int]:
+    """What runs a verb; 5 s of imports, which --help must not pay for."""
+    if verb == "check":
+        from vitcls.check.command import run_check
+
+        return run_check
+    from vitcls.cli import run_verb
+
+    return run_verb
 
 
 def _configure_logging() -> None:

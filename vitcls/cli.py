@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
@@ -30,18 +30,17 @@ from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
-from vitcls.wording import sentence
+from vitcls.wording import parsed
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ROOT = "checkpoints"
 DEFAULT_OUTPUT = "predictions.csv"
 DEFAULT_EPOCHS = 10
 # A guessed option is a silent one, and a parser that exits prints a page before the reason.
 PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 PRINT_CONFIG = "--print_config"
 TRAINER_DEFAULTS = {
-    "default_root_dir": DEFAULT_ROOT,
+    "default_root_dir": runs.DEFAULT_ROOT,
     "enable_model_summary": False,  # the start-up line says what it says
     "enable_autolog_hparams": False,  # config.yaml is the record
     "log_every_n_steps": 10,  # Lightning's 50 leaves a small data set without a curve
@@ -160,13 +159,7 @@ class VitclsCLI(LightningCLI):
             return self._parse(parser, args)
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> Namespace:
-        try:
-            return parser.parse_args(args)
-        except ArgumentError as error:
-            options = self._parser_of(args[0]).get_defaults(skip_validation=True).keys()
-            raise UserError(sentence(str(error), options)) from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"A configuration file is not UTF-8 text ({error}); save it as UTF-8.") from error
+        return parsed(parser, args, self._parser_of(args[0]))
 
     def _parser_of(self, verb: str) -> LightningArgumentParser:
         return dict(zip(self.subcommands(), self._verb_parsers, strict=True))[verb]
@@ -263,11 +256,14 @@ class VitclsCLI(LightningCLI):
             records.write_test(self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics)
 
 
-def run_verb(words: list[str]) -> None:
+def run_verb(words: list[str]) -> int:
     """Run fit, validate, test or predict; a run folder in which nothing was trained is removed.
 
     Args:
         words: of the command line, the verb first.
+
+    Returns:
+        the exit status, 0.
 
     Raises:
         UserError: a mistake of the user.
@@ -284,6 +280,7 @@ def run_verb(words: list[str]) -> None:
     finally:
         for folder in claimed:
             runs.discard_if_unused(folder)
+    return 0
 
 
 def _check_model_is_named(verb: str, said: Namespace) -> None:

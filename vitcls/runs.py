@@ -14,6 +14,7 @@ from vitcls.errors import UserError, listing
 
 log = logging.getLogger(__name__)
 
+DEFAULT_ROOT = "checkpoints"
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
 METRICS = "metrics.json"

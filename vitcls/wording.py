@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
 
-from vitcls.errors import suggestion
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from vitcls.errors import UserError, suggestion
 
 _UNKNOWN_OPTION = (
     re.compile(r"unrecognized arguments: --([^\s=]+)"),
@@ -20,6 +22,25 @@ _WORDS_OF_TYPES = {
     "bool": "true or false",
     "tuple": "a list",
 }
+
+
+def parsed(parser: ArgumentParser, words: list[str], options_of: ArgumentParser) -> Namespace:
+    """Parse a command line.
+
+    Args:
+        parser: that understands the words.
+        words: of the command line.
+        options_of: the parser whose options a misspelt one is compared with.
+
+    Raises:
+        UserError: tells what is wrong with the words, in one sentence.
+    """
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise UserError(sentence(str(error), options_of.get_defaults(skip_validation=True).keys())) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"A configuration file is not UTF-8 text ({error}); save it as UTF-8.") from error
 
 
 def sentence(message: str, options: Iterable[str]) -> str:

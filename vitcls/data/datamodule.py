@@ -213,8 +213,11 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: data that is missing, ambiguous or has classes unknown to the model.
         """
+        before = dict(self.splits)
         self._open_stage(stage)
         for role, split in self.splits.items():
+            if before.get(role) is split:
+                continue
             seen = len(np.unique(split.class_ids))
             log.info("%s: %d images, %d of %d classes", role, len(split), seen, len(self.labels or ()))
         if self.predict_images is not None:

@@ -1,0 +1,1 @@
+"""A look at the data before hours are spent on it."""
