@@ -33,7 +33,7 @@ FAILED = 1  # exit status where training would fail, or something of --fail_on w
 SHOWN = 3  # findings of a kind that the terminal shows; the page shows more, the JSON all
 
 
-class _CheckCLI(LightningCLI):
+class CheckCLI(LightningCLI):
     """The options of fit, of which the data's and the model's count, and those of check."""
 
     def __init__(self, words: list[str]) -> None:
@@ -48,6 +48,7 @@ class _CheckCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What check needs besides."""
         parser.add_argument("--run_name", type=str, default="run", help="as in fit; names the folder of the check.")
         parser.add_argument(
             "--output", type=str | None, default=None, help="folder to write to (default: <root>/check-<run_name>)."
@@ -62,9 +63,11 @@ class _CheckCLI(LightningCLI):
             parser.add_argument(f"--{name}", type=Any, default=None, help="ignored.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake is one sentence."""
         self.config = parsed(parser, args, parser)
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
+        """None is needed; the data asks for one."""
         return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
@@ -80,7 +83,7 @@ def run_check(words: list[str]) -> int:
     Raises:
         UserError: a mistake in the words, or data that cannot be opened.
     """
-    cli = _CheckCLI(words[1:])
+    cli = CheckCLI(words[1:])
     config = cast(Namespace, cli.config)
     fail_on = _kinds(config.fail_on)
     folder = _folder(config)

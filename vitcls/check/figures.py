@@ -47,7 +47,7 @@ def class_counts(splits: Mapping[str, Any]) -> str:
         else:
             axes.set_xlabel("classes, from the largest to the smallest")
             axes.set_ylabel("images")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=len(splits), loc="lower left", bbox_to_anchor=(0, 1))
         return _svg(figure)
 
 

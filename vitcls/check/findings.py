@@ -20,7 +20,7 @@ PROBLEMS = {
     "conflicts": "the same picture under two classes",
     "small": "images less than half as wide or high as the network's input",
 }
-CUT_MUCH = 1 / 3  # share of an image's area beyond which a centre crop is said to cut it
+CUT_MUCH = 1 / 2  # share of an image's area beyond which a centre crop is said to cut it
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from jinja2 import Environment, PackageLoader
 
 from vitcls.check.figures import class_counts, sizes_and_shapes
 from vitcls.check.findings import PROBLEMS, Checked
+from vitcls.check.sheet import pictures_of
 
-SHOWN = 50  # findings of a kind; check.json has all
+SHOWN = 20  # findings of a kind; check.json has all
 
 
 def write_page(
@@ -29,6 +30,7 @@ def write_page(
         kinds=PROBLEMS,
         most=SHOWN,
         sheet=sheet,
+        pictures={kind: pictures_of(found[kind][:SHOWN], checked) for kind in ("leakage", "duplicates", "conflicts")},
         counts=class_counts(found["splits"]),
         sizes=sizes_and_shapes(checked, found["size"]),
     )

@@ -42,9 +42,10 @@ def signature(pixels: Pixels) -> tuple[int, int, NDArray[np.uint8]]:
         hash and mirrored hash, each below 2**64, and the (8, 8, 3) uint8 thumbnail.
     """
     height, width = pixels.shape[:2]
-    sampled = pixels.take(_spread(height), axis=0).take(_spread(width), axis=1).astype(np.float32)
-    frequencies = _FREQUENCIES @ sampled.mean(-1) @ _FREQUENCIES.T
-    thumb = np.moveaxis(_THUMB @ np.moveaxis(sampled, -1, 0) @ _THUMB.T, 0, -1)
+    sampled = pixels.take(_spread(height), axis=0).take(_spread(width), axis=1)
+    channels = np.moveaxis(sampled, -1, 0).astype(np.float32, order="C")
+    frequencies = _FREQUENCIES @ channels.sum(0) @ _FREQUENCIES.T
+    thumb = np.moveaxis(_THUMB @ channels @ _THUMB.T, 0, -1)
     mirrored = np.where(_ODD_COLUMNS, -frequencies, frequencies)
     return _bits(frequencies), _bits(mirrored), thumb.round().astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 import warnings
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -24,6 +25,7 @@ MOST_ELONGATED = 100
 
 # EXIF orientation -> (transpose, flip rows, flip columns), EXIF 2.32, tag 0x0112.
 _UPRIGHT = {
+    1: (False, False, False),
     2: (False, False, True),
     3: (False, True, True),
     4: (False, True, False),
@@ -34,7 +36,26 @@ _UPRIGHT = {
 }
 
 
+class Decoded(NamedTuple):
+    """An image, and what its file said of it.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, upright.
+        mode: Pillow's name of how the file stores pixels, such as `RGB`, `P` or `CMYK`.
+        orientation: EXIF's, 1..8, applied to the pixels already; 1 where there is none.
+    """
+
+    pixels: Pixels
+    mode: str
+    orientation: int
+
+
 def decode(data: bytes) -> Pixels:
+    """The pixels alone of `decode_file`."""
+    return decode_file(data).pixels
+
+
+def decode_file(data: bytes) -> Decoded:
     """Decode an image file.
 
     JPEGs in RGB or gray go through libjpeg-turbo directly, everything else through Pillow; where
@@ -44,8 +65,8 @@ def decode(data: bytes) -> Pixels:
         data: the file's bytes.
 
     Returns:
-        (H, W, 3) uint8 RGB, upright by its EXIF orientation. Gray, palette, CMYK, 16-bit and
-        one-bit images are converted; transparency is laid over white; 16 bits are scaled to 8.
+        pixels (H, W, 3) uint8 RGB, upright by the EXIF orientation, and what the file said. Gray, palette,
+        CMYK, 16-bit and one-bit images are converted; transparency is laid over white; 16 bits are scaled to 8.
 
     Raises:
         BadImageError: empty, truncated or not an image; the message says which.
@@ -57,8 +78,10 @@ def decode(data: bytes) -> Pixels:
             warnings.simplefilter("ignore")  # of metadata that is corrupt beside whole pixels
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 _check_shape(image)
+                mode = image.mode  # as stored: loading may change it
                 pixels = _pixels(image, data)
-                return _upright(pixels, _orientation(image))
+                orientation = _orientation(image)
+                return Decoded(_upright(pixels, orientation), mode, orientation)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -87,9 +110,10 @@ def _orientation(image: Image.Image) -> int:
     Asked for after decoding: Pillow turns a TIFF while it loads it, and then forgets its tag.
     """
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 - as in decode; the pixels are none the worse for it
         return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -107,7 +131,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    transpose, flip_rows, flip_columns = _UPRIGHT.get(orientation, (False, False, False))
+    transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
     if transpose:
         pixels = pixels.transpose(1, 0, 2)
     if flip_rows:
