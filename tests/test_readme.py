@@ -36,10 +36,11 @@ class Parser(VitclsCLI):
 
 
 class CheckParser(CheckCLI):
-    """The same of check."""
+    """The same of check; it does parse."""
 
-    def instantiate_classes(self) -> None:
-        pass
+    def parse_arguments(self, parser, args) -> None:
+        super().parse_arguments(parser, args)
+        raise StopIteration
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_every_command_of_the_documents_is_understood(parser, command):
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)]
     try:
         if words[0] == "check":
-            CheckParser(words[1:])
+            with contextlib.suppress(StopIteration):
+                CheckParser(words[1:])
         else:
             parser.parse_args(words)
     except ArgumentError as error:
