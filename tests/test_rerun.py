@@ -187,8 +187,18 @@ def test_test_figures_of_weights_that_are_gone_are_dropped_but_not_their_reads(v
     assert runs.read_metrics(run)["test"]["reads"] == 1
 
 
+def test_slices_without_common_rows_are_taken(vitcls, fit_words):
+    words = ("--data.train_split=train[:60%]", "--data.validation_split=train[60%:]")
+    assert vitcls(*fit_words, *words)[0] == 0
+
+
 def test_validating_on_training_rows_is_refused(refuses, fit_words, colours):
-    assert "trained on and validated on" in refuses(*fit_words, "--data.validation_split=train")
+    for split in ("train", "train[:10]", "test+train[90%:]"):
+        assert "trained on and validated on" in refuses(*fit_words, f"--data.validation_split={split}")
+    told = refuses(
+        "fit", "--config=configs/digits.yaml", "--data.train_split=train[:50%]", "--data.validation_split=train[9:]"
+    )
+    assert "trained on and validated on" in told
     folder = f"--data.train_dir={colours / 'train'}"
     told = refuses(*fit_words, "--data.dataset=null", folder, f"--data.validation_dir={colours / 'train'}")
     assert "trained on and validated on" in told

@@ -7,6 +7,7 @@ import numpy as np
 from vitcls.data import columns
 from vitcls.data.choice import Source, SourceChoice
 from vitcls.data.joined import JoinedSource
+from vitcls.data.sources import DatasetSource
 from vitcls.data.splits import Split, fingerprint, matched
 from vitcls.errors import UserError
 
@@ -44,13 +45,15 @@ class Roles:
         Raises:
             UserError: the two share rows, or there is one class only.
         """
-        train = self._open("train", *self._sources.train())
-        own = self._sources.validation()
+        source, expression = self._sources.train()
+        train, own = self._open("train", source, expression), self._sources.validation()
         if own is None:
             train, validation = train.carved(self._rows.validation_fraction, self._rows.split_seed)
         else:
             validation = self._open("validation", *own)
-        _check_disjoint(train, validation)
+            shared = source is own[0] and isinstance(source, DatasetSource) and source.overlap(expression, own[1])
+            if shared or validation.overlaps(train.record()):
+                raise _trained_on(train, validation)
         if len(self.labels or ()) < 2:
             raise UserError(f"The training data has one class only ({self.labels}); a classifier needs two or more.")
         return train.limited(self._rows.train_limit, self._rows.split_seed), self._eval_limited(validation)
@@ -94,9 +97,8 @@ class Roles:
         )
 
 
-def _check_disjoint(train: Split, validation: Split) -> None:
-    if validation.overlaps(train.record()):
-        raise UserError(
-            f"Rows of {train.name!r} would be trained on and validated on ({validation.name!r}); the best epoch "
-            "would be chosen by what was learned by heart. Give splits without common rows."
-        )
+def _trained_on(train: Split, validation: Split) -> UserError:
+    return UserError(
+        f"Rows of {train.name!r} would be trained on and validated on ({validation.name!r}); the best epoch "
+        "would be chosen by what was learned by heart. Give splits without common rows."
+    )

@@ -65,6 +65,18 @@ class DatasetSource:
         with self._explained():
             return datasets.load_dataset(self._path(), self.config_name, split=split, revision=self.revision)
 
+    def overlap(self, one: str, other: str) -> bool:
+        """Whether two split expressions, such as `train` and `train[:10]`, share rows."""
+        if not bases_of(one) & bases_of(other):
+            return False
+        lengths = {base: len(self.load(base)) for base in bases_of(one) | bases_of(other)}
+        parts = [datasets.ReadInstruction.from_spec(split).to_absolute(lengths) for split in (one, other)]
+        return any(
+            a.splitname == b.splitname and max(a.from_ or 0, b.from_ or 0) < min(_end(a, lengths), _end(b, lengths))
+            for a in parts[0]
+            for b in parts[1]
+        )
+
     def _path(self) -> str:
         path = Path(self.name).expanduser()
         if path.exists():
@@ -169,6 +181,10 @@ def _sliced(split: str) -> datasets.Dataset:
         table = tables[part.splitname]
         chosen.append(table.select(range(part.from_ or 0, len(table) if part.to is None else part.to)))
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def _end(part: datasets.ReadInstruction, lengths: dict[str, int]) -> int:
+    return lengths[part.splitname] if part.to is None else part.to
 
 
 def _bad_expression(split: str) -> UserError:
