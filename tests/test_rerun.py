@@ -195,10 +195,8 @@ def test_slices_without_common_rows_are_taken(vitcls, fit_words):
 def test_validating_on_training_rows_is_refused(refuses, fit_words, colours):
     for split in ("train", "train[:10]", "test+train[90%:]"):
         assert "trained on and validated on" in refuses(*fit_words, f"--data.validation_split={split}")
-    told = refuses(
-        "fit", "--config=configs/digits.yaml", "--data.train_split=train[:50%]", "--data.validation_split=train[9:]"
-    )
-    assert "trained on and validated on" in told
+    words = ("--data.train_split=train[:50%]", "--data.validation_split=train[9:]")
+    assert "trained on and validated on" in refuses("fit", "--config=configs/digits.yaml", *words)
     folder = f"--data.train_dir={colours / 'train'}"
     told = refuses(*fit_words, "--data.dataset=null", folder, f"--data.validation_dir={colours / 'train'}")
     assert "trained on and validated on" in told
