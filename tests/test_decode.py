@@ -275,3 +275,53 @@ def test_broken_exif_does_not_make_an_image_unreadable(kind, exif):
 def test_postscript_named_like_an_image_is_not_interpreted():
     with pytest.raises(BadImageError, match="not an image of a known format"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+
+
+MODES_OF = {
+    "JPEG": ("L", "RGB", "CMYK"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"),
+    "GIF": ("L", "P", "RGB"),
+    "BMP": ("1", "L", "P", "RGB"),
+}
+SIDES = (1, 2, 3, 17, 64, 300)
+
+
+def generated(random: np.random.Generator) -> tuple[bytes, tuple[int, int] | None]:
+    """A file of any format, mode, size and orientation, and the upright (height, width); None where it is cut."""
+    kind = str(random.choice(list(MODES_OF)))
+    mode = str(random.choice(MODES_OF[kind]))
+    width, height = (8000, 3) if random.random() < 0.03 else random.choice(SIDES, 2).tolist()
+    picture = photo(width, height, seed=int(random.integers(99)))
+    deep = mode in ("I;16", "I", "F")
+    image = Image.fromarray(np.asarray(picture.convert("L"))).convert("I") if deep else picture.convert(mode)
+    image = image.convert(mode) if deep else image
+    orientation = int(random.integers(1, 9)) if kind in ("JPEG", "PNG", "WEBP", "TIFF") else 1
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(image, kind, **({"exif": exif} if orientation > 1 else {}))
+    if random.random() < 0.3:
+        return data[: random.integers(len(data))], None
+    return data, (height, width) if orientation < 5 else (width, height)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_file_gives_an_upright_image_or_a_cause(seed):
+    random = np.random.default_rng(seed)
+    whole, refused = 0, []
+    for _ in range(60):
+        data, shape = generated(random)
+        try:
+            pixels = decode(data)
+        except BadImageError as error:
+            refused.append((str(error), shape))
+        else:
+            whole += 1
+            assert pixels.dtype == np.uint8
+            assert pixels.shape[2] == 3
+            assert shape is None or pixels.shape[:2] == shape
+    assert whole >= 30
+    for cause, shape in refused:
+        assert len(cause.splitlines()) == 1
+        assert shape is None or "line" in cause or "floating-point" in cause
