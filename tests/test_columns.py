@@ -109,8 +109,8 @@ def test_an_unclear_label_column_is_refused_with_the_columns_and_their_types(col
 def test_classes_are_named_and_counted(feature, values, names, ids):
     found = labelled(table(feature, values), "label", "train")
     assert found.names == names
-    assert found.ids.tolist() == ids
-    assert found.ids.dtype == "int64"
+    assert found.targets.tolist() == ids
+    assert found.targets.dtype == "int64"
 
 
 def test_the_images_are_not_touched():
