@@ -117,7 +117,7 @@ def test_the_images_are_not_touched():
     features = Features(image=Image(), label=ANIMALS)
     broken = [{"bytes": b"no image at all", "path": None}] * 2
     rows = datasets.Dataset.from_dict({"image": broken, "label": [1, 0]}, features=features)
-    assert labelled(rows, "label", "train").ids.tolist() == [1, 0]
+    assert labelled(rows, "label", "train").targets.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

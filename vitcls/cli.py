@@ -315,7 +315,6 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         started = runs.read_config(run)
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
-    model["thresholds"] = model.get("thresholds") or content[runs.RECORD].get("of_labels", {}).get("threshold")
     return {"model": model, "data": data, "trainer": {"precision": precision}}
 
 
@@ -351,7 +350,7 @@ def _loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
     return [*own, *_as_list(configured)]
 
 
-def _fit_callbacks(configured: list[Callback], run: Path, own: list[Callback]) -> list[Callback]:
+def _fit_callbacks(configured: list[Callback], run: Path, own: list[RunCheckpoint]) -> list[Callback]:
     """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
     added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
     if not any(isinstance(c, RunCheckpoint) for c in configured):

@@ -1,6 +1,6 @@
 """The figures that every stage reports, from one place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -181,8 +181,8 @@ class StageMetrics(nn.Module):
         if self._of_labels:
             self._of_labels.update(scores.detach(), labels)
 
-    def take_of_labels(self) -> dict[str, list[float]]:
-        """Figures of each label over all processes since the last call: `f1`, of `val` also `threshold`.
+    def take_of_labels(self, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Figures of each label by name, over all processes, since the last call: `f1`, of `val` also `threshold`.
 
         Empty for multiclass, and where nothing was measured.
         """
@@ -190,7 +190,7 @@ class StageMetrics(nn.Module):
             return {}
         found = self._of_labels.compute()
         self._of_labels.reset()
-        return {name: values.tolist() for name, values in found.items()}
+        return {name: dict(zip(labels, values.tolist(), strict=True)) for name, values in found.items()}
 
 
 def _of_labels(task: Task, num_labels: int, stage: str) -> dict[str, Any]:

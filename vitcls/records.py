@@ -104,7 +104,7 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
             f"{TOLERANCE}. The checkpoint is whole; the folder is not to be used."
         )
     content = runs.read_checkpoint(kept)
-    of_labels = content[runs.RECORD]["of_labels"]
+    of_labels = content[runs.RECORD].get("of_labels", {})
     if "threshold" in of_labels:
         runs.write_thresholds(run, of_labels["threshold"])
     figures = {k: v for k, v in content[runs.RECORD]["metrics"].items() if k.startswith("val/")}

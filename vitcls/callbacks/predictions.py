@@ -51,7 +51,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's part, for the columns that the model's task has."""
-        self._columns = _columns(pl_module.hparams["labels"], pl_module.task)
+        self._columns = _columns(pl_module.hparams["labels"], pl_module.hparams["task"])
         self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
     def write_on_batch_end(

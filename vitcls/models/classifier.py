@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
 from vitcls.errors import UserError
-from vitcls.metrics import THRESHOLD, StageMetrics
+from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import check_network, check_numbers, check_threshold_names, check_thresholds
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
@@ -27,7 +27,7 @@ from vitcls.models.network import (
     load_config,
     train_head_only,
 )
-from vitcls.models.tasks import loss_of, mean_logits, measured, probabilities_of
+from vitcls.models.tasks import loss_of, mean_logits, measured, predictions_of, thresholds_of
 from vitcls.optim import (
     AccumulationWindow,
     OptimizerFactory,
@@ -39,7 +39,7 @@ from vitcls.optim import (
     warmup_steps,
 )
 from vitcls.runs import RECORD
-from vitcls.types import TOP, Batch, Predictions, Task
+from vitcls.types import Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class ViTClassifier(LightningModule):
         warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
         schedule: of the learning rate after the warm-up.
         label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
-            arXiv:1512.00567, section 7), in [0, 1); of `multilabel` each label's share is spread over its
-            yes and no; validation and test measure the plain loss.
+            arXiv:1512.00567, section 7), in [0, 1); multilabel: over the yes and no of each class.
+            Validation and test measure the plain loss.
         optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
             `weight_decay`.
         task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
             number of them, or none (sigmoid, binary cross entropy, mean average precision).
         thresholds: multilabel: of the probability from which predict says that a class is there, by the
-            class's name. Not given: those that the checkpoint's validation chose, else 0.5.
+            class's name. Not given: what the checkpoint's validation chose, else 0.5.
         labels: names of the classes in output order. Not given: the training data's.
         image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
     """
@@ -224,21 +224,10 @@ class ViTClassifier(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         """The best classes of each image, at most five."""
         labels = self.hparams["labels"]
-        if len(batch["ids"]):
-            probabilities = probabilities_of(self.task, self._logits(batch["pixel_values"]))
-        else:
-            probabilities = torch.empty(0, len(labels))
-        best = probabilities.topk(min(TOP, len(labels)))
-        present = self._present(probabilities) if self.task == "multilabel" else None
-        return Predictions(
-            ids=batch["ids"], scores=best.values, classes=best.indices, present=present, bad=batch["bad"]
-        )
-
-    def _present(self, probabilities: Tensor) -> Tensor:
-        """(B, K) float in 0..1 -> (B, K) bool: whether each reaches its label's threshold."""
-        chosen = self.hparams["thresholds"] or {}
-        thresholds = [chosen.get(label, THRESHOLD) for label in self.hparams["labels"]]
-        return probabilities.cpu().double() >= torch.tensor(thresholds, dtype=torch.float64)
+        logits = self._logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
+        tuned = self.figures_of_labels.get("val", {}).get("threshold", {})
+        thresholds = thresholds_of(labels, tuned | (self.hparams["thresholds"] or {}))
+        return predictions_of(self.task, logits, thresholds, batch)
 
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
         """The loss (mean over B) of a batch, logged with the metrics of its stage."""
@@ -263,9 +252,8 @@ class ViTClassifier(LightningModule):
         self._keep_figures_of_labels("test")
 
     def _keep_figures_of_labels(self, stage: str) -> None:
-        found = cast(StageMetrics, self._metrics[f"{stage}_"]).take_of_labels()
-        labels = self.hparams["labels"]
-        self.figures_of_labels[stage] = {k: dict(zip(labels, values, strict=True)) for k, values in found.items()}
+        metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
+        self.figures_of_labels[stage] = metrics.take_of_labels(self.hparams["labels"])
 
     # -- optimisation -----------------------------------------------------------------------
 
@@ -324,12 +312,13 @@ class ViTClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse adapters or heads that were trained on other frozen weights.
+        """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
             UserError: the checkpoint is not of vitcls, or the frozen weights differ.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
+        self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; where only the trained part is kept, exactly that part must be there.

@@ -1,12 +1,14 @@
-"""What follows from the task: the loss, the probabilities, and what a label counts as when it is measured."""
+"""What follows from the task: the loss, what is measured, the probabilities and the decisions."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 
-from vitcls.types import Task
+from vitcls.metrics import THRESHOLD
+from vitcls.types import TOP, Batch, Predictions, Task
 
 
 def loss_of(task: Task, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -21,11 +23,6 @@ def loss_of(task: Task, logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     if task == "multiclass":
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
     return F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2)
-
-
-def probabilities_of(task: Task, logits: Tensor) -> Tensor:
-    """(B, K) float -> (B, K) float in 0..1; multiclass: they add up to 1."""
-    return logits.softmax(-1) if task == "multiclass" else logits.sigmoid()
 
 
 def mean_logits(task: Task, views: list[Tensor]) -> Tensor:
@@ -46,3 +43,23 @@ def measured(task: Task, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     if task == "multilabel":
         return logits.sigmoid(), (labels >= 0.5).long()
     return logits, labels if labels.ndim == 1 else labels.argmax(-1)
+
+
+def thresholds_of(labels: Sequence[str], chosen: Mapping[str, float]) -> Tensor:
+    """(K,) float64: of each label the one chosen for its name, else 0.5."""
+    return torch.tensor([chosen.get(label, THRESHOLD) for label in labels], dtype=torch.float64)
+
+
+def predictions_of(task: Task, logits: Tensor, thresholds: Tensor, batch: Batch) -> Predictions:
+    """The best classes of each image, at most five; multilabel: also all that reach their threshold.
+
+    Args:
+        task: multiclass: the probabilities of an image add up to 1.
+        logits: (B, K) float32.
+        thresholds: (K,) float64 in 0..1, on the CPU.
+        batch: the images.
+    """
+    probabilities = logits.softmax(-1) if task == "multiclass" else logits.sigmoid()
+    best = probabilities.topk(min(TOP, logits.shape[-1]))
+    present = probabilities.cpu().double() >= thresholds if task == "multilabel" else None
+    return Predictions(ids=batch["ids"], scores=best.values, classes=best.indices, present=present, bad=batch["bad"])
