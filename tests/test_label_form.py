@@ -76,7 +76,7 @@ def test_several_columns_are_not_told_to_change_the_task():
 
 
 def test_a_delimiter_without_the_task_is_refused():
-    with pytest.raises(UserError, match="say --model.task multilabel, or leave the delimiter out"):
+    with pytest.raises(UserError, match=r"say --model\.task multilabel, or leave the delimiter out"):
         LabelForm("multiclass", ";")
 
 
