@@ -172,19 +172,19 @@ def list_scenes(file: Path, scenes: list[tuple[str, list[str]]], delimiter: str 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """train.csv (160 images) and test.csv (40), whose column `labels` holds colours between `|`."""
+    """train.csv (240 images) and test.csv (40), whose column `labels` holds colours between `|`."""
     folder = tmp_path_factory.mktemp("scenes")
-    list_scenes(folder / "train.csv", draw_scenes(folder / "train", 160, seed=1))
+    list_scenes(folder / "train.csv", draw_scenes(folder / "train", 240, seed=1))
     list_scenes(folder / "test.csv", draw_scenes(folder / "test", 40, seed=2))
     return folder
 
 
-def multilabel_options(tiny_vit: Path, scenes: Path, root: Path, epochs: int = 12) -> list[str]:
+def multilabel_options(tiny_vit: Path, scenes: Path, root: Path, epochs: int = 24) -> list[str]:
     """The words of a short fit of the tiny ViT on the scenes, its run folder below `root`."""
     options = {
         "model.checkpoint": tiny_vit,
         "model.task": "multilabel",
-        "model.lr": 3e-3,
+        "model.lr": 1e-3,
         "data.train_files": scenes / "train.csv",
         "data.test_files": scenes / "test.csv",
         "data.label_delimiter": "|",
