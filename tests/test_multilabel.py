@@ -69,6 +69,8 @@ def test_the_best_epoch_is_the_one_with_the_best_average_precision(run):
     with (run / "metrics.csv").open(newline="") as lines:
         precisions = [float(row["val/map"]) for row in csv.DictReader(lines) if row["val/map"]]
     assert section(run, "validation")["val/map"] == max(precisions)
+    callbacks = torch.load(run / "best.ckpt", weights_only=True)["callbacks"]
+    assert [name for name in callbacks if "'val/map'" in name]
 
 
 def test_validate_alone_gives_the_figures_of_fit(vitcls, run):
