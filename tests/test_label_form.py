@@ -71,7 +71,7 @@ def test_data_of_the_other_task_is_refused_with_the_column_and_what_to_say(colum
 
 def test_several_columns_are_not_told_to_change_the_task():
     with pytest.raises(UserError) as refusal:
-        label_column(Features(a=List(ANIMALS), b=List(ANIMALS)), None, LISTS)
+        label_column(Features(a=ANIMALS, b=ANIMALS, tags=List(ANIMALS)), None, ONE)
     assert str(refusal.value).endswith("Choose one with --data.label_column.")
 
 
