@@ -145,3 +145,56 @@ def keeps_sigint():
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def draw_scenes(folder: Path, count: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Draw noisy images in which each colour fills a quarter or does not occur: (file, its colours) of each."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    scenes = []
+    for number in range(count):
+        colours = [name for name in CLASSES if random.random() < 0.4]
+        pixels = random.integers(0, 100, (48, 48, 3), dtype=np.uint8)
+        for name, quarter in zip(colours, random.permutation(4), strict=False):
+            top, left = 24 * (quarter // 2), 24 * (quarter % 2)
+            pixels[top : top + 24, left : left + 24, CLASSES[::-1].index(name)] += 150
+        Image.fromarray(pixels).save(folder / f"{number:03}.jpg", quality=95)
+        scenes.append((f"{folder.name}/{number:03}.jpg", colours))
+    return scenes
+
+
+def list_scenes(file: Path, scenes: list[tuple[str, list[str]]], delimiter: str = "|") -> Path:
+    """Write scenes as a CSV with one string of labels for each."""
+    rows = [f"{name},{delimiter.join(colours)}" for name, colours in scenes]
+    file.write_text("\n".join(["path,labels", *rows]))
+    return file
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """train.csv (240 images) and test.csv (40), whose column `labels` holds colours between `|`."""
+    folder = tmp_path_factory.mktemp("scenes")
+    list_scenes(folder / "train.csv", draw_scenes(folder / "train", 240, seed=1))
+    list_scenes(folder / "test.csv", draw_scenes(folder / "test", 40, seed=2))
+    return folder
+
+
+def multilabel_options(tiny_vit: Path, scenes: Path, root: Path, epochs: int = 24) -> list[str]:
+    """The words of a short fit of the tiny ViT on the scenes, its run folder below `root`."""
+    options = {
+        "model.checkpoint": tiny_vit,
+        "model.task": "multilabel",
+        "model.lr": 1e-3,
+        "data.train_files": scenes / "train.csv",
+        "data.test_files": scenes / "test.csv",
+        "data.label_delimiter": "|",
+        "data.validation_fraction": 0.2,
+        "data.augment": "none",
+        "data.batch_size": 16,
+        "data.num_workers": 0,
+        "trainer.default_root_dir": root,
+        "trainer.max_epochs": epochs,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+    }
+    return ["fit", *(f"--{key}={value}" for key, value in options.items())]

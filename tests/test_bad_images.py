@@ -36,7 +36,7 @@ def last_figures(run) -> dict[str, str]:
 
 @pytest.mark.parametrize("policy", ["skip", "blank"])
 def test_bad_images_are_named_once_and_counted(vitcls, words, tmp_path, policy):
-    status, out, err = vitcls(*words, f"--data.on_bad_image={policy}", "--data.max_bad_fraction=0.1")
+    status, out, err = vitcls(*words, f"--data.on_bad_image={policy}")
     assert status == 0, err
     for split in ("train", "validation"):
         assert out.count(f"{split}/green/003.jpg") == 1, "the fit has two epochs"

@@ -109,15 +109,15 @@ def test_an_unclear_label_column_is_refused_with_the_columns_and_their_types(col
 def test_classes_are_named_and_counted(feature, values, names, ids):
     found = labelled(table(feature, values), "label", "train")
     assert found.names == names
-    assert found.ids.tolist() == ids
-    assert found.ids.dtype == "int64"
+    assert found.targets.tolist() == ids
+    assert found.targets.dtype == "int64"
 
 
 def test_the_images_are_not_touched():
     features = Features(image=Image(), label=ANIMALS)
     broken = [{"bytes": b"no image at all", "path": None}] * 2
     rows = datasets.Dataset.from_dict({"image": broken, "label": [1, 0]}, features=features)
-    assert labelled(rows, "label", "train").ids.tolist() == [1, 0]
+    assert labelled(rows, "label", "train").targets.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_limits_are_stratified_and_seeded(opened, colours):
         opened(dataset=str(colours), train_limit=12, eval_limit=3, split_seed=seed).splits["train"]
         for seed in (0, 0, 1)
     ]
-    assert [np.bincount(split.class_ids).tolist() for split in rows] == [[4, 4, 4]] * 3
+    assert [np.bincount(split.targets).tolist() for split in rows] == [[4, 4, 4]] * 3
     assert rows[0].rows.tolist() == rows[1].rows.tolist() != rows[2].rows.tolist()
 
 

@@ -81,7 +81,16 @@ def test_the_readme_names_every_file_of_a_run_folder():
     from vitcls import runs
 
     text = (ROOT / "README.md").read_text()
-    for name in (runs.CONFIG, runs.SPLITS, runs.HISTORY, runs.METRICS, runs.BEST, runs.LAST, runs.MODEL):
+    for name in (
+        runs.CONFIG,
+        runs.SPLITS,
+        runs.HISTORY,
+        runs.METRICS,
+        runs.BEST,
+        runs.LAST,
+        runs.MODEL,
+        runs.THRESHOLDS,
+    ):
         assert name in text
 
 

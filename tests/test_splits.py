@@ -104,10 +104,10 @@ def test_carving_parts_the_rows_without_losing_or_sharing_any(fraction):
     assert sorted([*rest.rows, *share.rows]) == whole.rows.tolist()
     for part in (rest, share):
         assert (np.diff(part.rows) > 0).all()
-        assert part.class_ids.tolist() == whole.class_ids[part.rows // 2].tolist()
+        assert part.targets.tolist() == whole.targets[part.rows // 2].tolist()
         assert part.table is whole.table
         assert (part.image_column, part.fingerprint) == ("image", "digest of the table")
-    assert np.abs(counts(share.class_ids, 3) - np.array([30, 50, 20]) * fraction).max() <= 1
+    assert np.abs(counts(share.targets, 3) - np.array([30, 50, 20]) * fraction).max() <= 1
     assert (rest.name, share.name) == ("train", "validation (from train)")
 
 
@@ -135,8 +135,8 @@ def test_a_limit_takes_a_stratified_sub_set_of_the_rows(most):
     assert len(part) == most
     assert set(part.rows) < set(whole.rows)
     assert (np.diff(part.rows) > 0).all()
-    assert part.class_ids.tolist() == whole.class_ids[part.rows // 2].tolist()
-    assert np.abs(counts(part.class_ids, 3) - np.array([30, 50, 20]) * most / 100).max() <= 1
+    assert part.targets.tolist() == whole.targets[part.rows // 2].tolist()
+    assert np.abs(counts(part.targets, 3) - np.array([30, 50, 20]) * most / 100).max() <= 1
     assert part.name == "train"
 
 

@@ -41,7 +41,7 @@ def opened(source) -> tuple[list[str], list[bytes]]:
     found = labelled(table, label, where="train")
     cells = table.cast_column(image, datasets.Image(decode=False))[image]
     files = [cell["bytes"] or Path(cell["path"]).read_bytes() for cell in cells]
-    return [found.names[i] for i in found.ids], files
+    return [found.names[i] for i in found.targets], files
 
 
 def expected(photos: Path) -> tuple[list[str], list[bytes]]:

@@ -28,6 +28,7 @@ from vitcls.callbacks import (
 from vitcls.data.choice import SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
+from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
 from vitcls.wording import parsed
@@ -181,12 +182,13 @@ class VitclsCLI(LightningCLI):
         if not fits or config.enable_checkpointing is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         if fits:
-            check_monitors(callbacks)
+            check_monitors(callbacks, self.model.task)
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
             kwargs["logger"] = _loggers(config.logger, self.run, self._steps_before)
-            callbacks += _fit_callbacks(callbacks, self.run, checkpoints=config.enable_checkpointing is not False)
+            added = [] if config.enable_checkpointing is False else [RunCheckpoint(MONITOR[self.model.task])]
+            callbacks += _fit_callbacks(callbacks, self.run, added)
             kwargs |= {"default_root_dir": str(self.run.parent), **_length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
@@ -252,8 +254,11 @@ class VitclsCLI(LightningCLI):
         limit = self.trainer.limit_test_batches
         if isinstance(limit, int) or limit != 1.0:  # 1 is one batch, 1.0 is all of them
             return
+        of_labels = self.model.figures_of_labels["test"]
         if self.checkpoint is not None and self.checkpoint.run is not None and self.trainer.is_global_zero:
-            records.write_test(self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics)
+            records.write_test(
+                self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics, of_labels
+            )
 
 
 def run_verb(words: list[str]) -> int:
@@ -342,11 +347,11 @@ def _loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
     return [*own, *_as_list(configured)]
 
 
-def _fit_callbacks(configured: list[Callback], run: Path, checkpoints: bool) -> list[Callback]:
+def _fit_callbacks(configured: list[Callback], run: Path, own: list[RunCheckpoint]) -> list[Callback]:
     """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
     added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
-    if checkpoints and not any(isinstance(c, RunCheckpoint) for c in configured):
-        added.append(RunCheckpoint())
+    if not any(isinstance(c, RunCheckpoint) for c in configured):
+        added += own
     for callback in [*configured, *added]:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(run.resolve())

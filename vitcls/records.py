@@ -104,20 +104,41 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
             f"{TOLERANCE}. The checkpoint is whole; the folder is not to be used."
         )
     content = runs.read_checkpoint(kept)
+    of_labels = content[runs.RECORD].get("of_labels", {})
+    if "threshold" in of_labels:
+        runs.write_thresholds(run, of_labels["threshold"])
     figures = {k: v for k, v in content[runs.RECORD]["metrics"].items() if k.startswith("val/")}
     _mark_stale_test(run, content["global_step"])
     runs.write_metrics(
         run,
         "validation",
-        {"checkpoint": kept.file.name, "epoch": content["epoch"], "step": content["global_step"], **figures},
+        {
+            "checkpoint": kept.file.name,
+            "epoch": content["epoch"],
+            "step": content["global_step"],
+            **figures,
+            **_f1_of_labels("val", of_labels),
+        },
     )
     log.info(
         "%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
     )
 
 
-def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, Tensor]) -> None:
-    """The test figures, what they were read on, and how often it was read."""
+def write_test(
+    checkpoint: runs.Checkpoint,
+    split: Split,
+    metrics: Mapping[str, Tensor],
+    of_labels: Mapping[str, Mapping[str, float]],
+) -> None:
+    """The test figures, what they were read on, and how often it was read.
+
+    Args:
+        checkpoint: that was tested.
+        split: the test rows.
+        metrics: the trainer's figures.
+        of_labels: figures of each label by name; empty for multiclass.
+    """
     assert checkpoint.run is not None
     trained = runs.read_splits(checkpoint.run).get("train")
     if trained is not None and split.overlaps(trained):
@@ -135,8 +156,13 @@ def write_test(checkpoint: runs.Checkpoint, split: Split, metrics: Mapping[str, 
         "fingerprint": split.fingerprint,
         "reads": reads,
         **{k: float(v) for k, v in metrics.items() if k.startswith("test/")},
+        **_f1_of_labels("test", of_labels),
     }
     runs.write_metrics(checkpoint.run, "test", figures)
+
+
+def _f1_of_labels(stage: str, of_labels: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {f"{stage}/f1_of_labels": dict(of_labels["f1"])} if "f1" in of_labels else {}
 
 
 def _mark_stale_test(run: Path, step: int) -> None:

@@ -18,6 +18,7 @@ DEFAULT_ROOT = "checkpoints"
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
 METRICS = "metrics.json"
+THRESHOLDS = "thresholds.json"
 HISTORY = "metrics.csv"
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -145,6 +146,11 @@ def write_metrics(run: Path, section: str, figures: dict[str, Any]) -> None:
     """Put a section into `metrics.json`, leaving the others as they are."""
     content = {**read_metrics(run), section: figures}
     (run / METRICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_thresholds(run: Path, thresholds: dict[str, float]) -> None:
+    """Write `thresholds.json`: the name of each label and its threshold."""
+    (run / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
 
 
 def _checkpoint_of_run(run: Path, verb: str) -> Path:

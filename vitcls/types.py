@@ -6,10 +6,17 @@ N   rows of a split               T   how many of the best classes a prediction 
 V   views of an image
 """
 
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+# Whether an image has exactly one of the classes, or any number of them, none included.
+Task = Literal["multiclass", "multilabel"]
+# What the rows of a table are to be recognised as: (N,) int64 class indices, or of multilabel data
+# (N, K) bool, whether a row has a class.
+Targets = NDArray[np.int64] | NDArray[np.bool_]
 TOP = 5  # T: how many of the best classes predictions keep and top5 counts
 
 
@@ -18,13 +25,14 @@ class Sample(NamedTuple):
 
     Attributes:
         pixels: (3, S, S) uint8 RGB, or (V, 3, S, S) where an image is seen in several views.
-        label: index of its class in the model's labels; -1 where there is none (predict).
+        label: index of its class in the model's labels, -1 where there is none (predict); of multilabel
+            data (K,) float32, 1 for each class that it has.
         id: its row in the split.
         bad: images that could not be decoded and whose place this one takes.
     """
 
     pixels: Tensor
-    label: int
+    label: int | Tensor
     id: int
     bad: "tuple[BadImage, ...]" = ()
 
@@ -50,7 +58,8 @@ class Batch(TypedDict):
         pixel_values: (B, 3, S, S), or (B, V, 3, S, S) where images are seen in several views; uint8
             in 0..255 until it is on the device, float32 normalised after.
         labels: (B,) int64 class indices, -1 where there is none (predict); of mixed training images
-            (B, K) float32 shares, which add up to 1.
+            (B, K) float32 shares, which add up to 1. Multilabel: (B, K) float32, 1 for each class that an
+            image has, and shares in 0..1 where images are mixed.
         ids: (B,) int64 rows of the split.
         bad: the images that could not be decoded; none of them is among the B, but blank ones may
             stand there in their place.
@@ -69,10 +78,12 @@ class Predictions(TypedDict):
         ids: (B,) int64 rows of the input.
         scores: (B, T) float32 probabilities in 0..1, best first.
         classes: (B, T) int64 class indices, best first.
+        present: (B, K) bool, multilabel only: the classes whose probability reaches their threshold.
         bad: the images of the batch that could not be decoded.
     """
 
     ids: Tensor
     scores: Tensor
     classes: Tensor
+    present: Tensor | None
     bad: list[BadImage]

@@ -8,11 +8,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.metrics import figure_names
+from vitcls.types import Task
 
 _OWN = ("lightning.", "vitcls.")  # callbacks from elsewhere may log figures of their own
 
 
-def check_monitors(callbacks: Iterable[Callback]) -> None:
+def check_monitors(callbacks: Iterable[Callback], task: Task) -> None:
     """Refuse, before any training, a callback that watches an unknown figure or the wrong way.
 
     Lightning tells of the first after an epoch, and of the second never: EarlyStopping's default
@@ -24,7 +25,7 @@ def check_monitors(callbacks: Iterable[Callback]) -> None:
     callbacks = list(callbacks)
     if not all(type(callback).__module__.startswith(_OWN) for callback in callbacks):
         return
-    known = [name for stage in ("train", "val") for name in figure_names(stage)]
+    known = [name for stage in ("train", "val") for name in figure_names(stage, task)]
     for callback in callbacks:
         if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor is not None:
             _check(type(callback).__name__, callback.monitor, callback.mode, known)

@@ -5,7 +5,7 @@ import heapq
 import logging
 import os
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vitcls.data.rows import Images
 from vitcls.errors import UserError
-from vitcls.types import TOP, Batch, Predictions
+from vitcls.types import TOP, Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
+
+DELIMITER = "|"  # between the names in the column `labels`
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes each batch as it comes; the finished file appears at the end, in the order of the inputs.
 
     Columns: id, file, label, score (of the best class, 0..1), then label_2, score_2, ... of the next
-    best, and error, which says why an image could not be decoded.
+    best, and error, which says why an image could not be decoded. Of multilabel data there is also
+    `labels`, before the best class: the names of those that reach their threshold, joined by `|`.
 
     Args:
         output: the CSV file; replaced if it exists.
@@ -44,9 +47,11 @@ class PredictionWriter(BasePredictionWriter):
         if self._output.is_dir() or not os.access(self._output.parent, os.W_OK):
             raise UserError(f"--output {output!r} cannot be written: it is a folder, or lies in one that is read-only.")
         self._file: Any = None
+        self._columns: list[str] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open this process's part."""
+        """Open this process's part, for the columns that the model's task has."""
+        self._columns = _columns(pl_module.hparams["labels"], pl_module.hparams["task"])
         self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
     def write_on_batch_end(
@@ -63,7 +68,9 @@ class PredictionWriter(BasePredictionWriter):
         images: Images = trainer.datamodule.predict_images  # type: ignore[attr-defined]
         labels: list[str] = pl_module.hparams["labels"]
         writer = csv.writer(self._file)
-        writer.writerows(sorted(chain(_good_rows(prediction, images, labels), _bad_rows(prediction, labels))))
+        writer.writerows(
+            sorted(chain(_good_rows(prediction, images, labels), _bad_rows(prediction, len(self._columns) - 3)))
+        )
         self._file.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +79,7 @@ class PredictionWriter(BasePredictionWriter):
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
             parts = [self._part(rank) for rank in range(trainer.world_size)]
-            rows, bad = self._merge(parts, _columns(pl_module.hparams["labels"]))
+            rows, bad = self._merge(parts)
             for part in parts:
                 part.unlink()
             log.info(
@@ -88,13 +95,13 @@ class PredictionWriter(BasePredictionWriter):
             self._file.close()
             self._part(trainer.global_rank).unlink(missing_ok=True)
 
-    def _merge(self, parts: list[Path], columns: list[str]) -> tuple[int, int]:
+    def _merge(self, parts: list[Path]) -> tuple[int, int]:
         """(rows, rows with an error) written; one row of each part is in memory at a time."""
         rows = bad = 0
         finished = self._output.with_name(f".{self._output.name}.new")
         with finished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
+            writer.writerow(self._columns)
             for row in heapq.merge(*map(_read, parts), key=lambda row: int(row[0])):
                 writer.writerow(row)
                 rows += 1
@@ -106,24 +113,35 @@ class PredictionWriter(BasePredictionWriter):
         return self._output.with_name(f".{self._output.name}.part{rank}")
 
 
-def _columns(labels: list[str]) -> list[str]:
-    further = [f"{name}_{place}" for place in range(2, _top(labels) + 1) for name in ("label", "score")]
-    return ["id", "file", "label", "score", *further, "error"]
+def _columns(labels: list[str], task: Task) -> list[str]:
+    further = [f"{name}_{place}" for place in range(2, min(TOP, len(labels)) + 1) for name in ("label", "score")]
+    several = ["labels"] if task == "multilabel" else []
+    return ["id", "file", *several, "label", "score", *further, "error"]
 
 
 def _good_rows(prediction: Predictions, images: Images, labels: list[str]) -> Iterator[list[Any]]:
-    for row, scores, classes in zip(*(prediction[k].tolist() for k in ("ids", "scores", "classes")), strict=True):
+    several = _present(prediction, labels)
+    for row, present, scores, classes in zip(
+        prediction["ids"].tolist(),
+        several,
+        prediction["scores"].tolist(),
+        prediction["classes"].tolist(),
+        strict=True,
+    ):
         best = chain.from_iterable((labels[c], f"{s:.6f}") for c, s in zip(classes, scores, strict=True))
-        yield [row, images.name(row), *best, ""]
+        yield [row, images.name(row), *present, *best, ""]
 
 
-def _bad_rows(prediction: Predictions, labels: list[str]) -> Iterator[list[Any]]:
+def _present(prediction: Predictions, labels: list[str]) -> list[list[str]]:
+    """The column `labels` of each row; multiclass: none."""
+    if prediction["present"] is None:
+        return [[]] * len(prediction["ids"])
+    return [[DELIMITER.join(compress(labels, row))] for row in prediction["present"].tolist()]
+
+
+def _bad_rows(prediction: Predictions, empty: int) -> Iterator[list[Any]]:
     for image in prediction["bad"]:
-        yield [image.id, image.name, *[""] * (2 * _top(labels)), image.cause]
-
-
-def _top(labels: list[str]) -> int:
-    return min(TOP, len(labels))
+        yield [image.id, image.name, *[""] * empty, image.cause]
 
 
 def _read(part: Path) -> Iterator[list[str]]:

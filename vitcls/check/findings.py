@@ -68,7 +68,7 @@ class _Named:
     def __getitem__(self, index: int) -> dict[str, Any]:
         role, position = self._place(index)
         images = self._images[role]
-        label = self._labels[self._checked[role].split.class_ids[position]]
+        label = ", ".join(self._labels[k] for k in self._checked[role].split.classes_of(position))
         return {"split": role, "row": images.id(position), "name": images.name(position), "class": label}
 
     def cause(self, index: int) -> str:
@@ -90,13 +90,13 @@ def _differ(group: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 def _of_split(one: Checked, labels: Sequence[str]) -> dict[str, Any]:
     facts = one.read.facts[~one.read.facts["bad"]]
-    counts = np.bincount(one.split.class_ids, minlength=len(labels))
+    counts = one.split.class_counts(len(labels))
     modes = np.bincount(facts["mode"], minlength=len(MODES))
     return {
         "source": one.split.name,
         "images": len(one.split),
         "classes": dict(zip(labels, counts.tolist(), strict=True)),
-        "imbalance": float(counts.max() / max(1, counts[counts > 0].min())) if len(one.split) else None,
+        "imbalance": float(counts.max() / counts[counts > 0].min()) if counts.any() else 0.0,
         "modes": {mode: int(count) for mode, count in zip(MODES, modes, strict=True) if count},
         "turned_by_exif": int((facts["orientation"] > 1).sum()),
         "widths": _spread(facts["width"]),

@@ -30,10 +30,14 @@ def sample_sheet(data: ImageDataModule) -> dict[str, list[str]]:
         data: set up for fit.
     """
     rows = data.train_dataloader().dataset
-    class_ids = data.splits["train"].class_ids
+    split = data.splits["train"]
+    members: dict[int, list[int]] = {}
+    for position in range(len(split)):
+        for class_id in split.classes_of(position):
+            members.setdefault(class_id, []).append(position)
     sheet = {}
     for class_id, name in list(enumerate(data.labels or []))[:CLASSES]:
-        positions = np.flatnonzero(class_ids == class_id)[:PER_CLASS].tolist()
+        positions = members.get(class_id, [])[:PER_CLASS]
         items = [rows[Draw(position, seed)] for seed, position in enumerate(positions)]
         sheet[name] = [_data_uri(item.pixels) for item in items if isinstance(item, Sample)]
     return sheet

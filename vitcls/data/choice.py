@@ -31,6 +31,7 @@ class SourceChoice:
     test_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    label_delimiter: str | None = None
 
     def train(self) -> tuple[Source, str]:
         """The source to train on and the split expression there.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vitcls.types import BadImage, Batch, Sample
 
@@ -19,7 +20,12 @@ def collate(items: Sequence[Sample | BadImage]) -> Batch:
     samples = [item for item in items if isinstance(item, Sample)]
     return Batch(
         pixel_values=torch.stack([s.pixels for s in samples]) if samples else torch.empty(0, dtype=torch.uint8),
-        labels=torch.tensor([s.label for s in samples], dtype=torch.int64),
+        labels=_labels([s.label for s in samples]),
         ids=torch.tensor([s.id for s in samples], dtype=torch.int64),
         bad=[bad for item in items for bad in ([item] if isinstance(item, BadImage) else item.bad)],
     )
+
+
+def _labels(labels: Sequence[int | Tensor]) -> Tensor:
+    several = [label for label in labels if isinstance(label, Tensor)]
+    return torch.stack(several) if several else torch.tensor(labels, dtype=torch.int64)

@@ -4,19 +4,20 @@ import contextlib
 import logging
 import os
 from dataclasses import fields
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from vitcls.data.asked import Classifier
 from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
 from vitcls.data.choice import Places, SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.inputs import images_at, images_of_dataset
+from vitcls.data.label_form import LabelForm
 from vitcls.data.loaders import image_loader, worker_count
 from vitcls.data.mixing import BatchMixer
 from vitcls.data.preprocess import ImageSpec, Resize
@@ -29,18 +30,6 @@ from vitcls.errors import UserError, check_range
 from vitcls.types import Batch
 
 log = logging.getLogger(__name__)
-
-
-class Classifier(Protocol):
-    """What the data asks of the model that it is joined with."""
-
-    @property
-    def labels(self) -> list[str] | None:
-        """Its class names in output order, if it has some already."""
-
-    @property
-    def image_spec(self) -> ImageSpec:
-        """How it wants its images."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -72,6 +61,8 @@ class ImageDataModule(LightningDataModule):
         eval_limit: most images to validate or test on, stratified by class.
         image_column: column of the images, where it is not the only one.
         label_column: column of the classes, where it is not the only one.
+        label_delimiter: with `model.task: multilabel`, what separates the classes of an image in one
+            string, such as `|`, where the column holds strings and no lists.
         resize: how an image becomes square for evaluation: `squash`, `crop` (the centre) or
             `letterbox`. Not given: as the checkpoint's image processor does.
         tta: test-time augmentation, for validate, test and predict: an image is also seen mirrored
@@ -89,7 +80,8 @@ class ImageDataModule(LightningDataModule):
         flip: probability that a training image is mirrored, in 0..1.
         mixup: alpha of mixup, which blends two training images and their labels; 0: without; 0.2 and 0.8 are usual.
         cutmix: alpha of CutMix, which pastes a rectangle of another image; 0: without; 1 is usual. With
-            both, each batch takes one of them. The training accuracy then counts the larger share.
+            both, each batch takes one of them. The training accuracy then counts the larger share, and of
+            `multilabel` data the shares of at least a half.
         repeats: how often an epoch trains on each image, every time augmented anew.
         sampling: `shuffle` takes every training image; `balanced` draws the classes equally often, with
             replacement, for data in which some are rare.
@@ -129,6 +121,7 @@ class ImageDataModule(LightningDataModule):
         eval_limit: int | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        label_delimiter: str | None = None,
         resize: Resize | None = None,
         tta: Literal["flip", "five_crop"] | None = None,
         augment: Augment = "light",
@@ -163,6 +156,7 @@ class ImageDataModule(LightningDataModule):
         check_range("data.mixup", mixup, mixup >= 0, "at least 0")
         check_range("data.cutmix", cutmix, cutmix >= 0, "at least 0")
         check_range("data.repeats", repeats, repeats >= 1, "at least 1")
+        check_range("data.label_delimiter", "''", label_delimiter != "", "at least one character")
         check_range("data.flip", flip, 0 <= flip <= 1, "between 0 and 1")
         check_range("data.num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0")
         check_range("data.max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "between 0 and 1")
@@ -218,8 +212,7 @@ class ImageDataModule(LightningDataModule):
         for role, split in self.splits.items():
             if before.get(role) is split:
                 continue
-            seen = len(np.unique(split.class_ids))
-            log.info("%s: %d images, %d of %d classes", role, len(split), seen, len(self.labels or ()))
+            log.info("%s: %d images, %d of %d classes", role, len(split), split.classes_seen, len(self.labels or ()))
         if self.predict_images is not None:
             log.info("predict: %d images", len(self.predict_images))
 
@@ -227,6 +220,7 @@ class ImageDataModule(LightningDataModule):
         model = cast(Classifier, self._attached.lightning_module)
         self._image_spec = model.image_spec.resized(self.hparams["resize"])
         self._roles.labels = self._roles.labels or model.labels
+        self._roles.form = LabelForm(model.task, self.hparams["label_delimiter"])
         if stage == "predict":
             self.predict_images = self._open_predict()
         if stage == "fit":
@@ -240,14 +234,14 @@ class ImageDataModule(LightningDataModule):
         """Shuffled and augmented."""
         split = self.splits["train"]
         rows = ImageRows(
-            TableImages(split), self._train_transform(), split.class_ids, TRAINING[self.hparams["on_bad_image"]]
+            TableImages(split), self._train_transform(), split.targets, TRAINING[self.hparams["on_bad_image"]]
         )
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
         mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
         if mixup or cutmix:
             self._mixer = BatchMixer(mixup, cutmix, len(self.labels or ()), (seed, self._attached.global_rank))
         sampler = TrainSampler(
-            split.class_ids,
+            split.targets,
             seed=seed,
             processes=self._attached.world_size,
             rank=self._attached.global_rank,
@@ -285,7 +279,7 @@ class ImageDataModule(LightningDataModule):
     def example_pixels(self, count: int) -> Tensor:
         """The first validation images as the network takes them: (B, 3, S, S) float32, B <= `count`."""
         split = self.splits["validation"]
-        rows = ImageRows(TableImages(split), self.image_spec.eval_transform, split.class_ids)
+        rows = ImageRows(TableImages(split), self.image_spec.eval_transform, split.targets)
         batch = collate([rows[position] for position in range(min(count, len(rows)))])
         return self.image_spec.normalise(batch["pixel_values"])
 
@@ -298,7 +292,9 @@ class ImageDataModule(LightningDataModule):
         if not self._attached.predicting:
             role = "train" if self._attached.training else "test" if self._attached.testing else "validation"
             rows = len(self.splits[role]) / self._attached.world_size
-            self._bad_images.take(batch["bad"], rows, one_pass=(role, self._attached.current_epoch))
+            self._bad_images.take(
+                batch["bad"], rows, one_pass=(self._attached.state.stage, self._attached.current_epoch)
+            )
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -332,7 +328,7 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, split: Split) -> DataLoader:
         instead = EVALUATION[self.hparams["on_bad_image"]]
-        rows = ImageRows(TableImages(split), self._eval_transform, split.class_ids, instead)
+        rows = ImageRows(TableImages(split), self._eval_transform, split.targets, instead)
         if self._attached.world_size == 1:
             return self._loader(rows, batch_size=self._eval_batch_size)
         shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)

@@ -41,7 +41,7 @@ def images_of_dataset(name: str, split: str, image_column: str | None) -> Images
 def _images_of(table: datasets.Dataset, name: str, image_column: str | None = None) -> TableImages:
     column = columns.image_column(table.features, image_column)
     rows = np.arange(len(table))
-    split = Split(name, table, rows, class_ids=np.full(len(rows), -1), image_column=column, fingerprint="")
+    split = Split(name, table, rows, targets=np.full(len(rows), -1), image_column=column, fingerprint="")
     return TableImages(split, files_have_names=True)
 
 

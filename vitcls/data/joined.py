@@ -1,10 +1,13 @@
 """Several sources as one."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
+import numpy as np
 
 from vitcls.data import columns
+from vitcls.data.label_form import LabelForm
 from vitcls.data.sources import DatasetSource, FolderSource
 from vitcls.data.tables import TableSource
 
@@ -25,20 +28,33 @@ class JoinedSource:
     image_column: str | None = None
     label_column: str | None = None
 
-    def load(self, split: str) -> datasets.Dataset:
-        """Columns `image` (Image) and `label` (string).
+    def load(self, split: str, form: LabelForm = columns.ONE_CLASS) -> datasets.Dataset:
+        """Columns `image` (Image) and `label` (string; of several classes a list of strings).
 
         Raises:
             UserError: one of the sources cannot be read, or its columns are ambiguous.
         """
-        return datasets.concatenate_datasets([self._uniform(source.load(split), split) for source in self.sources])
+        return datasets.concatenate_datasets(
+            [self._uniform(source.load(split), split, form) for source in self.sources]
+        )
 
-    def _uniform(self, table: datasets.Dataset, split: str) -> datasets.Dataset:
+    def _uniform(self, table: datasets.Dataset, split: str, form: LabelForm) -> datasets.Dataset:
         features = table.features
         image = columns.image_column(features, self.image_column if self.image_column in features else None)
-        label = columns.label_column(features, self.label_column if self.label_column in features else None)
-        found = columns.labelled(table, label, where=split)
-        names = [found.names[i] for i in found.ids]
+        label = columns.label_column(features, self.label_column if self.label_column in features else None, form)
+        found = columns.labelled(table, label, split, form)
         images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         images = images if image == "image" else images.rename_column(image, "image")
-        return images.add_column("label", names)
+        return images.add_column("label", _names(found), feature=_kind(found))
+
+
+def _names(found: columns.Labelled) -> list[Any]:
+    """The names of the class, or of the list of classes, of each row."""
+    if found.targets.ndim == 1:
+        return [found.names[i] for i in found.targets]
+    return [[found.names[i] for i in np.flatnonzero(row)] for row in found.targets]
+
+
+def _kind(found: columns.Labelled) -> Any:
+    name = datasets.Value("string")
+    return name if found.targets.ndim == 1 else datasets.List(name)

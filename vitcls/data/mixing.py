@@ -25,7 +25,11 @@ class BatchMixer:
         self._epoch = self._number = -1
 
     def __call__(self, batch: Batch, epoch: int) -> Batch:
-        """Mix: pixel_values (B, 3, S, S) float and labels (B,) int64 -> the same and labels (B, K) float."""
+        """Mix a batch.
+
+        Takes pixel_values (B, 3, S, S) float and labels (B,) int64, or (B, K) float of several classes;
+        gives the same pixel_values mixed, and labels (B, K) float.
+        """
         self._number = self._number + 1 if epoch == self._epoch else 0
         self._epoch = epoch
         seeds = np.random.SeedSequence((*self._seed, epoch, self._number))

@@ -1,6 +1,6 @@
 """The split of each role (train, validation, test): opened once, its classes matched by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Roles:
 
     Attributes:
         labels: class names in output order; the training data's, unless set before.
+        form: in which the column of labels says them; set before anything is opened.
     """
 
     def __init__(self, sources: SourceChoice, rows: RowChoice) -> None:
@@ -38,6 +39,7 @@ class Roles:
         self._rows = rows
         self._opened: dict[str, Split] = {}
         self.labels: list[str] | None = None
+        self.form = columns.ONE_CLASS
 
     def fit(self) -> tuple[Split, Split]:
         """The rows to train and to validate on.
@@ -77,13 +79,15 @@ class Roles:
         return self._opened[role]
 
     def _read(self, role: str, source: Source, split: str) -> Split:
-        table = source.load(split)
+        if isinstance(source, JoinedSource):  # its columns have names and a form of their own
+            table, image, label, form = source.load(split, self.form), None, None, replace(self.form, delimiter=None)
+        else:
+            table, form = source.load(split), self.form
+            image, label = self._sources.image_column, self._sources.label_column
         if not len(table):
             raise UserError(f"The {role} split ({split!r}) has no rows; give data with images in it.")
-        joined = isinstance(source, JoinedSource)  # its columns have names of their own
-        image_column = columns.image_column(table.features, None if joined else self._sources.image_column)
-        label_column = columns.label_column(table.features, None if joined else self._sources.label_column)
-        found = columns.labelled(table, label_column, where=role)
+        image_column = columns.image_column(table.features, image)
+        found = columns.labelled(table, columns.label_column(table.features, label, form), role, form)
         labels = self.labels or found.names
         if role == "train":
             self.labels = labels
@@ -91,9 +95,9 @@ class Roles:
             name=split,
             table=table,
             rows=np.arange(len(table)),
-            class_ids=matched(found.names, found.ids, labels, role),
+            targets=matched(found.names, found.targets, labels, role),
             image_column=image_column,
-            fingerprint=fingerprint(table, image_column, found.names, found.ids),
+            fingerprint=fingerprint(table, image_column, found.names, found.targets),
         )
 
 

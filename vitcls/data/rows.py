@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import datasets
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,7 +14,7 @@ from vitcls.data.sampling import Draw
 from vitcls.data.seeding import seeded
 from vitcls.data.splits import Split
 from vitcls.errors import BadImageError
-from vitcls.types import BadImage, Sample
+from vitcls.types import BadImage, Sample, Targets
 
 Instead = Literal["bad", "blank", "next"]
 
@@ -103,7 +101,7 @@ class ImageRows(Dataset[Sample | BadImage]):
     Args:
         images: where the bytes come from.
         transform: (3, H, W) uint8 -> (3, S, S) uint8.
-        class_ids: (N,) int64 labels; None where there are none.
+        targets: (N,) int64 class indices, or (N, K) bool; None where there are none.
         instead: what comes out for an image that cannot be read: the `bad` image itself, a `blank`
             one, or the `next` image that can be read, which keeps training batches full.
     """
@@ -112,12 +110,12 @@ class ImageRows(Dataset[Sample | BadImage]):
         self,
         images: Images,
         transform: Callable[[Tensor], Tensor],
-        class_ids: NDArray[np.int64] | None = None,
+        targets: Targets | None = None,
         instead: Instead = "bad",
     ) -> None:
         self.images = images
         self._transform = transform
-        self._class_ids = class_ids
+        self._targets = targets
         self._instead = instead
 
     def __len__(self) -> int:
@@ -152,5 +150,10 @@ class ImageRows(Dataset[Sample | BadImage]):
         return self._sample(position, torch.from_numpy(pixels).permute(2, 0, 1))
 
     def _sample(self, position: int, image: Tensor) -> Sample:
-        label = -1 if self._class_ids is None else int(self._class_ids[position])
-        return Sample(self._transform(image), label, self.images.id(position))
+        return Sample(self._transform(image), self._label(position), self.images.id(position))
+
+    def _label(self, position: int) -> int | Tensor:
+        if self._targets is None:
+            return -1
+        target = self._targets[position]
+        return torch.from_numpy(target).float() if target.ndim else int(target)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
 from vitcls.errors import UserError
+from vitcls.types import Targets
 
 
 def check_enough(rows: int, processes: int) -> None:
@@ -78,27 +79,35 @@ class TrainSampler(DistributedSampler[Draw]):
     It is a DistributedSampler so that Lightning knows that it shares the rows among the processes.
 
     Args:
-        class_ids: (N,) int64 class of each row.
+        targets: of the rows; balanced draws need one class for each, (N,) int64.
         seed: the run's.
         processes: how many share the rows.
         rank: which of them this is.
         repeats: how often an epoch draws each image, each time with another augmentation (Hoffer et al.
             2019, "Augment your batch", arXiv:1901.09335).
         balanced: whether all classes are drawn equally often, with replacement.
+
+    Raises:
+        UserError: balanced draws of rows that have several classes.
     """
 
     def __init__(
         self,
-        class_ids: NDArray[np.int64],
+        targets: Targets,
         seed: int,
         processes: int = 1,
         rank: int = 0,
         repeats: int = 1,
         balanced: bool = False,
     ) -> None:
-        super().__init__(class_ids, num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self._class_ids = class_ids
-        self._draws = len(class_ids) * repeats
+        if balanced and targets.ndim == 2:
+            raise UserError(
+                "--data.sampling balanced draws by the one class of an image, but with --model.task multilabel an "
+                "image has several; say --data.sampling shuffle."
+            )
+        super().__init__(targets, num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self._targets = targets
+        self._draws = len(targets) * repeats
         self._balanced = balanced
         self.num_samples = -(-self._draws // processes)  # equal numbers of steps: a few rows may come twice
 
@@ -112,8 +121,8 @@ class TrainSampler(DistributedSampler[Draw]):
 
     def _positions(self, random: np.random.Generator) -> NDArray[np.int64]:
         """(draws,) positions in the order of the epoch."""
-        rows = len(self._class_ids)
+        rows = len(self._targets)
         if self._balanced:
-            _, inverse, sizes = np.unique(self._class_ids, return_inverse=True, return_counts=True)
+            _, inverse, sizes = np.unique(self._targets, return_inverse=True, return_counts=True)
             return random.choice(rows, self._draws, p=1 / (len(sizes) * sizes[inverse]))
         return random.permutation(np.arange(self._draws) % rows)

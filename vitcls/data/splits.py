@@ -10,7 +10,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcls.data.iterative import iterative_sample
 from vitcls.errors import UserError, listing
+from vitcls.types import Targets
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Split:
         name: what it is for and where it comes from, such as `validation (from train)`.
         table: the whole table, images not decoded.
         rows: (N,) int64 rows of the table, ascending.
-        class_ids: (N,) int64 indices into the model's labels.
+        targets: (N,) int64 indices into the model's labels; of multilabel data (N, K) bool.
         image_column: where the images are.
         fingerprint: of the whole table, from `fingerprint`.
     """
@@ -29,12 +31,26 @@ class Split:
     name: str
     table: datasets.Dataset
     rows: NDArray[np.int64]
-    class_ids: NDArray[np.int64]
+    targets: Targets
     image_column: str
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def classes_seen(self) -> int:
+        """How many of the classes occur in its rows."""
+        return len(occurring(self.targets))
+
+    def classes_of(self, position: int) -> list[int]:
+        """The class of a row, or of multilabel data its classes, which may be none."""
+        target = self.targets[position]
+        return np.flatnonzero(target).tolist() if self.targets.ndim == 2 else [int(target)]
+
+    def class_counts(self, classes: int) -> NDArray[np.int64]:
+        """(K,) rows of each of the K classes."""
+        return self.targets.sum(axis=0) if self.targets.ndim == 2 else np.bincount(self.targets, minlength=classes)
 
     def carved(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Split off a stratified share: (what remains, the share).
@@ -42,7 +58,7 @@ class Split:
         Raises:
             UserError: the share would be empty.
         """
-        share = stratified_sample(self.class_ids, round(fraction * len(self)), seed)
+        share = _sample(self.targets, round(fraction * len(self)), seed)
         if not len(share):
             raise UserError(
                 f"--data.validation_fraction {fraction} of {len(self)} images leaves nothing to "
@@ -55,7 +71,7 @@ class Split:
         """A stratified sub-set of at most `most` rows."""
         if most is None or most >= len(self):
             return self
-        return self._only(stratified_sample(self.class_ids, most, seed), self.name)
+        return self._only(_sample(self.targets, most, seed), self.name)
 
     def overlaps(self, recorded: Mapping[str, Any]) -> bool:
         """Whether it holds rows of a split of which this is the record.
@@ -71,8 +87,13 @@ class Split:
 
     def _only(self, positions: NDArray[np.int64], name: str) -> Self:
         return type(self)(
-            name, self.table, self.rows[positions], self.class_ids[positions], self.image_column, self.fingerprint
+            name, self.table, self.rows[positions], self.targets[positions], self.image_column, self.fingerprint
         )
+
+
+def occurring(targets: Targets) -> NDArray[np.int64]:
+    """Indices of the classes that occur, ascending."""
+    return np.flatnonzero(targets.any(axis=0)) if targets.ndim == 2 else np.unique(targets)
 
 
 def stratified_sample(class_ids: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -103,14 +124,14 @@ def stratified_sample(class_ids: NDArray[np.int64], count: int, seed: int) -> ND
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 
-def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], ids: NDArray[np.int64]) -> str:
+def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], targets: Targets) -> str:
     """A digest of the rows' classes and files: another order, row or label gives another digest.
 
     Pixels are not read (at 100,000 photos that would cost minutes), and of a path only the file's
     name, so that the same folder at another place is the same data.
     """
     digest = hashlib.sha256(repr((len(table), list(table.features), names)).encode())
-    digest.update(ids.tobytes())
+    digest.update(targets.tobytes())
     for batch in table.select_columns([image_column]).with_format("arrow").iter(1000):
         for chunk in batch[image_column].chunks:  # a chunk's field is a view: no image is copied
             paths = chunk.field("path").to_pylist()
@@ -118,12 +139,12 @@ def fingerprint(table: datasets.Dataset, image_column: str, names: list[str], id
     return digest.hexdigest()
 
 
-def matched(names: list[str], ids: NDArray[np.int64], labels: list[str], where: str) -> NDArray[np.int64]:
-    """Class ids of a table -> ids of the model's labels, by name.
+def matched(names: list[str], targets: Targets, labels: list[str], where: str) -> Targets:
+    """Targets of a table -> targets in the model's labels, by name.
 
     Args:
         names: the table's classes.
-        ids: (N,) indices into `names`.
+        targets: (N,) indices into `names`, or (N, its classes) bool.
         labels: the model's classes, in output order.
         where: the split, for messages.
 
@@ -131,7 +152,8 @@ def matched(names: list[str], ids: NDArray[np.int64], labels: list[str], where: 
         UserError: a class that occurs in the rows is none of the labels.
     """
     index = {label: i for i, label in enumerate(labels)}
-    unknown = [names[i] for i in np.unique(ids) if names[i] not in index]
+    used = occurring(targets)
+    unknown = [names[i] for i in used if names[i] not in index]
     if unknown:
         raise UserError(
             f"The {where} data has classes that the model does not know ({len(unknown)}): "
@@ -139,4 +161,15 @@ def matched(names: list[str], ids: NDArray[np.int64], labels: list[str], where: 
             "with the model's classes, or train a model on these."
         )
     to_label = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-    return to_label[ids]
+    if targets.ndim == 1:
+        return to_label[targets]
+    found = np.zeros((len(targets), len(labels)), dtype=np.bool_)
+    found[:, to_label[used]] = targets[:, used]
+    return found
+
+
+def _sample(targets: Targets, count: int, seed: int) -> NDArray[np.int64]:
+    """(count,) positions, ascending, with the classes in the proportions of all."""
+    if targets.ndim == 2:
+        return iterative_sample(targets.astype(np.bool_, copy=False), count, seed)
+    return stratified_sample(targets.astype(np.int64, copy=False), count, seed)

@@ -1,7 +1,6 @@
 """The LightningModule: a transformers image classifier, how it is trained, measured and kept."""
 
 import logging
-import math
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
@@ -9,13 +8,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 
 import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
-from vitcls.errors import UserError, check_range
+from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
+from vitcls.models.arguments import check_network, check_numbers, check_threshold_names, check_thresholds
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.network import (
     explained,
@@ -28,6 +27,7 @@ from vitcls.models.network import (
     load_config,
     train_head_only,
 )
+from vitcls.models.tasks import loss_of, mean_logits, measured, predictions_of, thresholds_of
 from vitcls.optim import (
     AccumulationWindow,
     OptimizerFactory,
@@ -39,7 +39,7 @@ from vitcls.optim import (
     warmup_steps,
 )
 from vitcls.runs import RECORD
-from vitcls.types import TOP, Batch, Predictions
+from vitcls.types import Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,14 @@ class ViTClassifier(LightningModule):
         warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
         schedule: of the learning rate after the warm-up.
         label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
-            arXiv:1512.00567, section 7), in [0, 1); validation and test measure the plain loss.
+            arXiv:1512.00567, section 7), in [0, 1); multilabel: over the yes and no of each class.
+            Validation and test measure the plain loss.
         optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
             `weight_decay`.
+        task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
+            number of them, or none (sigmoid, binary cross entropy, mean average precision).
+        thresholds: multilabel: of the probability from which predict says that a class is there, by the
+            class's name. Not given: what the checkpoint's validation chose, else 0.5.
         labels: names of the classes in output order. Not given: the training data's.
         image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
     """
@@ -88,15 +93,15 @@ class ViTClassifier(LightningModule):
         schedule: Schedule = "cosine",
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
+        task: Task = "multiclass",
+        thresholds: dict[str, float] | None = None,
         labels: list[str] | None = None,
         image: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(checkpoint, architecture, adapter, train)
-        check_range("model.lr", lr, lr > 0, "above 0")
-        check_range("model.weight_decay", weight_decay, weight_decay >= 0, "at least 0")
-        check_range("model.warmup_fraction", warmup_fraction, 0 <= warmup_fraction <= 1, "between 0 and 1")
-        check_range("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
+        check_network(checkpoint, architecture, adapter, train)
+        check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
+        check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
         if is_dataclass(adapter):  # checkpoints are read with weights_only=True: plain values only
@@ -105,6 +110,7 @@ class ViTClassifier(LightningModule):
         self._optimizer_factory = optimizer
         self._keeps_trained_only = checkpoint is not None and (adapter is not None or train == "head")
         self._frozen_digest = ""
+        self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
         self.network: Any = None
 
@@ -129,6 +135,11 @@ class ViTClassifier(LightningModule):
             self._image_spec = self._find_image_spec()
         return self._image_spec
 
+    @property
+    def task(self) -> Task:
+        """Whether an image has one class or any number of them."""
+        return self.hparams["task"]
+
     def _find_image_spec(self) -> ImageSpec:
         if self.hparams["image"] is not None:
             return spec_of_record(self.hparams["image"])
@@ -150,7 +161,7 @@ class ViTClassifier(LightningModule):
             self.network = self._build(labels)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
-        self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(len(labels), stage) for stage in STAGES})
+        self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(self.task, len(labels), stage) for stage in STAGES})
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters of the network."""
@@ -165,6 +176,7 @@ class ViTClassifier(LightningModule):
                 "The model has no classes yet: nothing has been trained. Give a run folder or .ckpt with "
                 "--ckpt_path, or a fine-tuned --model.checkpoint that has class names."
             )
+        check_threshold_names(self.hparams["thresholds"], labels)
         self.hparams["labels"] = list(labels)
         self._image_spec = getattr(datamodule, "image_spec", None) or self.image_spec
         self.hparams["image"] = record_of_spec(self._image_spec)
@@ -173,8 +185,8 @@ class ViTClassifier(LightningModule):
     def _build(self, labels: list[str]) -> Any:
         checkpoint = self.hparams["checkpoint"]
         if checkpoint is None:
-            return from_architecture(self.hparams["architecture"], labels)
-        network = from_checkpoint(checkpoint, self.hparams["revision"], labels)
+            return from_architecture(self.hparams["architecture"], labels, self.task)
+        network = from_checkpoint(checkpoint, self.hparams["revision"], labels, self.task)
         if self._lora is not None:
             network = add_lora(network, self._lora, head_names(network))
         elif self.hparams["train"] == "head":
@@ -190,11 +202,10 @@ class ViTClassifier(LightningModule):
         return self.network(pixel_values=pixel_values).logits
 
     def _logits(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, K) float32; of views (B, V, 3, S, S), the log of their mean probabilities."""
+        """(B, 3, S, S) -> (B, K) float32; of views (B, V, 3, S, S), those of their mean probabilities."""
         if pixel_values.ndim == 4:
             return self(pixel_values).float()
-        views = [self(view).float().log_softmax(-1) for view in pixel_values.unbind(1)]
-        return torch.stack(views).logsumexp(0) - math.log(len(views))
+        return mean_logits(self.task, [self(view).float() for view in pixel_values.unbind(1)])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, weighed for its accumulation window."""
@@ -212,27 +223,37 @@ class ViTClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         """The best classes of each image, at most five."""
-        top = min(TOP, len(self.hparams["labels"]))
-        if len(batch["ids"]):
-            best = self._logits(batch["pixel_values"]).softmax(-1).topk(top)
-            scores, classes = best.values, best.indices
-        else:
-            scores, classes = torch.empty(0, top), torch.empty(0, top, dtype=torch.int64)
-        return Predictions(ids=batch["ids"], scores=scores, classes=classes, bad=batch["bad"])
+        labels = self.hparams["labels"]
+        logits = self._logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
+        tuned = self.figures_of_labels.get("val", {}).get("threshold", {})
+        thresholds = thresholds_of(labels, tuned | (self.hparams["thresholds"] or {}))
+        return predictions_of(self.task, logits, thresholds, batch)
 
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
-        """Cross entropy (mean over B) of a batch, logged with the metrics of its stage."""
+        """The loss (mean over B) of a batch, logged with the metrics of its stage."""
         labels = batch["labels"]
         if not len(labels):  # every image of an evaluation batch was left out
             return torch.zeros(())
         logits = self._logits(batch["pixel_values"])
         smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = loss_of(self.task, logits, labels, smoothing)
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
-        metrics.update(loss, logits, labels if labels.ndim == 1 else labels.argmax(-1))
+        metrics.update(loss, *measured(self.task, logits, labels))
         self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
-        self.log_dict(metrics.accuracies, on_step=False, on_epoch=True, prog_bar=stage != "train")
+        self.log_dict(metrics.figures, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the figures of each label."""
+        self._keep_figures_of_labels("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the figures of each label."""
+        self._keep_figures_of_labels("test")
+
+    def _keep_figures_of_labels(self, stage: str) -> None:
+        metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
+        self.figures_of_labels[stage] = metrics.take_of_labels(self.hparams["labels"])
 
     # -- optimisation -----------------------------------------------------------------------
 
@@ -287,15 +308,17 @@ class ViTClassifier(LightningModule):
             "frozen_digest": self._frozen_digest,
             "precision": str(self.trainer.precision),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
+            "of_labels": self.figures_of_labels.get("val", {}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse adapters or heads that were trained on other frozen weights.
+        """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
             UserError: the checkpoint is not of vitcls, or the frozen weights differ.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
+        self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; where only the trained part is kept, exactly that part must be there.
@@ -321,18 +344,3 @@ class ViTClassifier(LightningModule):
 
     def _is_fitting(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-
-
-def _check_arguments(checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str) -> None:
-    if (checkpoint is None) == (architecture is None):
-        raise UserError(
-            "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
-            "--model.architecture (a network from scratch), and not both; set the other to null."
-        )
-    if architecture is not None and (adapter is not None or train == "head"):
-        raise UserError(
-            "--model.architecture starts from random weights, which an adapter or a head alone cannot make "
-            "up for; give a pretrained --model.checkpoint, or train all weights."
-        )
-    if adapter is not None and train == "head":
-        raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")

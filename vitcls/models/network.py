@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from transformers.utils import logging as transformers_logging
 
 from vitcls.errors import UserError, listing, suggestion
+from vitcls.types import Task
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> PretrainedConfig:
@@ -47,7 +48,7 @@ def labels_of_config(config: PretrainedConfig) -> list[str] | None:
     return None if names == unnamed else names
 
 
-def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str]) -> Any:
+def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str], task: Task = "multiclass") -> Any:
     """A pretrained network in float32, in training mode, with a head for the labels.
 
     The checkpoint's head is kept where it has the same classes in the same order; otherwise the
@@ -57,13 +58,14 @@ def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str]) ->
         checkpoint: Hub id or folder.
         revision: of the Hub repository.
         labels: class names in output order.
+        task: written into the configuration, where transformers' pipeline reads it.
 
     Raises:
         UserError: it cannot be had, is no image classifier, or lacks weights of its backbone.
     """
     config = load_config(checkpoint, revision)
     same_classes = labels_of_config(config) == labels
-    _set_labels(config, labels)
+    _set_labels(config, labels, task)
     with explained(checkpoint), quiet_transformers():
         network, report = AutoModelForImageClassification.from_pretrained(
             place_of(checkpoint),
@@ -80,18 +82,19 @@ def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str]) ->
     return network.train()  # from_pretrained returns eval mode, and Lightning leaves that as it is
 
 
-def from_architecture(architecture: dict[str, Any], labels: list[str]) -> Any:
+def from_architecture(architecture: dict[str, Any], labels: list[str], task: Task = "multiclass") -> Any:
     """A network with random weights, in training mode.
 
     Args:
         architecture: `model_type` (vit, deit, swin, ...) and fields of that type's configuration.
         labels: class names in output order.
+        task: written into the configuration, where transformers' pipeline reads it.
 
     Raises:
         UserError: an unknown model type or field.
     """
     config = config_of_architecture(architecture)
-    _set_labels(config, labels)
+    _set_labels(config, labels, task)
     try:
         return AutoModelForImageClassification.from_config(config, dtype=torch.float32).train()
     except Exception as error:  # a network's own constructor raises whatever its fields lead to
@@ -200,10 +203,11 @@ def _no_classifier(architecture: dict[str, Any], error: Exception) -> UserError:
     return UserError(f"--model.architecture {architecture} makes no image classifier: {reason}")
 
 
-def _set_labels(config: PretrainedConfig, labels: list[str]) -> None:
+def _set_labels(config: PretrainedConfig, labels: list[str], task: Task) -> None:
     # Both maps, and no num_labels: a num_labels that differs would wipe the names.
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "multi_label_classification" if task == "multilabel" else None  # None: one class, softmax
 
 
 def _check_backbone_is_whole(network: Any, report: dict[str, Any], checkpoint: str) -> None:
