@@ -20,6 +20,7 @@ from vitcls import records, runs
 from vitcls.callbacks import (
     BadImageCount,
     ConfiguredPatience,
+    DataWait,
     GracefulInterrupt,
     PredictionWriter,
     RunCheckpoint,
@@ -348,6 +349,8 @@ def _loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
 def _fit_callbacks(configured: list[Callback], run: Path, checkpoints: bool) -> list[Callback]:
     """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
     added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
+    if not any(isinstance(c, DataWait) for c in configured):
+        added.append(DataWait())
     if checkpoints and not any(isinstance(c, RunCheckpoint) for c in configured):
         added.append(RunCheckpoint())
     for callback in [*configured, *added]:
