@@ -129,6 +129,18 @@ def test_a_bad_image_stays_one_with_its_cause(photos, root, kind):
     assert sum(isinstance(item, BadImage) for item in from_cache) == 1
 
 
+def test_the_cause_is_that_of_when_it_was_made(photos, root):
+    file = photos / "blue" / "001.jpg"
+    whole = file.read_bytes()
+    for bad in photos.rglob("*.jpg"):
+        bad.write_bytes(b"")
+    kept = cached(split_of(photos), Shrinking("raw", SIDE), 0, root)
+    for bad in photos.rglob("*.jpg"):
+        bad.write_bytes(whole)  # whoever opens the data again has another cache
+    with pytest.raises(BadImageError, match="the file is empty"):
+        kept.pixels(0)
+
+
 def test_nothing_but_bad_images_can_be_kept(photos, root):
     for file in photos.rglob("*.jpg"):
         file.write_bytes(b"")
@@ -182,8 +194,8 @@ def test_a_table_with_other_pictures_inside_has_another_cache(photos, tmp_path):
         file = tmp_path / f"{folder.name} in a table" / "t.parquet"
         embed(folder, file, ["blue", "red"])
         split = Roles(SourceChoice(train_files=str(file)), RowChoice(0.34, 0, None, None)).fit()[0]
-        names.add(cache_name(split, Shrinking("raw", SIDE)))
-    assert len(names) == 2
+        names |= {cache_name(rows, Shrinking("raw", SIDE)) for rows in (split, split.limited(2, seed=0))}
+    assert len(names) == 4
 
 
 def test_the_name_of_a_table_in_memory_is_the_same_in_every_process():
@@ -251,6 +263,25 @@ def test_a_lock_without_life_is_taken_over_and_one_with_life_is_not(photos, root
     assert len(cached(split, raw, 0, root)) == 4
     assert clock.looks == 8  # five with life, two to be sure, one that finds it gone
     assert left_in(root) == ["raw-24"]
+
+
+def test_who_builds_shows_life(photos, root, monkeypatch):
+    split, raw = split_of(photos), Shrinking("raw", SIDE)
+    lock, times = root / f"{cache_name(split, raw)}.lock", []
+    add, write = cache_building.CacheIndex.add, cache_building.CacheIndex.write
+
+    def forget(self, *arguments):
+        os.utime(lock, ns=(0, 0))
+        add(self, *arguments)
+
+    def look(self, folder):
+        times.append(lock.stat().st_mtime_ns)
+        write(self, folder)
+
+    monkeypatch.setattr(cache_building.CacheIndex, "add", forget)
+    monkeypatch.setattr(cache_building.CacheIndex, "write", look)
+    cached(split, raw, 0, root)
+    assert times[0] > 0
 
 
 def test_the_loser_of_a_race_uses_the_winners(photos, root, monkeypatch):

@@ -8,6 +8,7 @@ import yaml
 from jsonargparse import ArgumentError
 
 from vitcls.__main__ import VERBS
+from vitcls.bench.command import parse as parse_bench
 from vitcls.cli import VitclsCLI
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,9 @@ def parser():
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_documents_is_understood(parser, command):
+    if command.startswith("bench data "):
+        parse_bench(shlex.split(command)[2:])
+        return
     try:
         parser.parse_args([str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)])
     except ArgumentError as error:

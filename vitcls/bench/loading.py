@@ -114,7 +114,7 @@ def normalising_time(side: int) -> float:
     The example does it while it loads; here it waits for the device, where it costs next to nothing if
     that is a GPU.
     """
-    spec, batch = _spec(side), torch.zeros(_BATCH, 3, side, side, dtype=torch.uint8)
+    spec, batch = _spec(side), torch.zeros(_BATCH, side, side, 3, dtype=torch.uint8).movedim(-1, -3)
     with _one_thread():
         return min(1 / _speed(lambda _: spec.normalise(batch), 5) for _ in range(3)) / _BATCH
 
