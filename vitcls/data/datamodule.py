@@ -102,7 +102,7 @@ class ImageDataModule(LightningDataModule):
             this process may use, shared among the training processes of the machine, at most 8.
         cache: keeps the images, shrunk once to what the largest crop needs (256 pixels for an input of
             224), beside the cache of `datasets`: as `jpeg`, or as `raw` pixels, which are faster still and
-            take some 8 times the room. Crops at random and all figures then differ slightly from `none`.
+            take some 7 times the room. Crops at random and all figures then differ slightly from `none`.
         on_bad_image: what becomes of an image that cannot be decoded: `error` ends the run and names it;
             `skip` leaves it out (in training the next image takes its place, so that batches stay full;
             in evaluation nothing does); `blank` puts a black image there. Each is named once, and they
