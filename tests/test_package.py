@@ -15,8 +15,8 @@ LAYERS = (
     ("vitcls.data", "vitcls.metrics", "vitcls.optim"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
-    ("vitcls.records", "vitcls.wording"),
-    ("vitcls.cli", "vitcls.check"),
+    ("vitcls.records", "vitcls.wording", "vitcls.trainer_options"),
+    ("vitcls.cli", "vitcls.check", "vitcls.bench"),
     ("vitcls.__main__",),
 )
 
@@ -64,7 +64,7 @@ def test_help_shows_every_verb_and_imports_nothing_heavy():
     status, modules = json.loads(out.splitlines()[-1])
     assert status == 0
     assert not {"torch", "lightning", "transformers", "datasets", "jsonargparse", "numpy"} & set(modules)
-    for verb in ("fit", "validate", "test", "predict"):
+    for verb in ("fit", "validate", "test", "predict", "bench"):
         assert re.search(rf"^  {verb} ", out, re.MULTILINE)
 
 

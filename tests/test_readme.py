@@ -8,6 +8,7 @@ import yaml
 from jsonargparse import ArgumentError
 
 from vitcls.__main__ import VERBS
+from vitcls.bench.command import parse as parse_bench
 from vitcls.check.command import CheckCLI
 from vitcls.cli import VitclsCLI
 
@@ -54,6 +55,9 @@ def parser():
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_documents_is_understood(parser, command):
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)]
+    if words[0] == "bench":
+        parse_bench(words[2:])
+        return
     try:
         if words[0] == "check":
             with contextlib.suppress(StopIteration):

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from torchvision.transforms import v2
 
+from vitcls.data.collate import collate
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.preprocess import ImageSpec
 from vitcls.data.rows import FileImages, ImageRows
@@ -10,6 +14,7 @@ from vitcls.data.sampling import Draw
 from vitcls.data.transforms import listed_transform, train_transform
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
+from vitcls.types import Sample
 
 HALF = (0.5, 0.5, 0.5)
 SPEC = ImageSpec(32, 32, "squash", "bilinear", HALF, HALF)
@@ -28,6 +33,34 @@ def test_every_preset_gives_what_the_network_takes(augment, shape):
         torch.manual_seed(seed)
         pixels = transform(noise(*shape))
         assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(50, 70), (300, 200), (1, 1), (3, 200)])
+def test_light_draws_and_gives_what_torchvision_does(interpolation, shape):
+    spec = replace(SPEC, interpolation=interpolation)
+    ours = train_transform(spec=spec, augment="light", **CROP)
+    crop = v2.RandomResizedCrop(32, CROP["crop_scale"], CROP["crop_ratio"], spec.mode, antialias=True)
+    theirs = v2.Compose([crop, v2.RandomHorizontalFlip(0.5)])
+    decoded = noise(*shape).permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as `decode` leaves it
+    for seed in range(20):
+        torch.manual_seed(seed)
+        pixels, after = ours(decoded), torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(pixels, theirs(noise(*shape)))
+        assert after == torch.rand(1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("views", [(), (5,)])
+def test_a_batch_is_the_same_however_its_images_lie_in_memory(layout, views):
+    images = torch.randint(0, 256, (4, *views, 3, 8, 6), dtype=torch.uint8)
+    laid = images if layout == torch.contiguous_format else images.movedim(-3, -1).contiguous().movedim(-1, -3)
+    batch = collate([Sample(image, 0, 0) for image in laid])["pixel_values"]
+    assert torch.equal(batch, images)
+    normalised = SPEC.normalise(batch)
+    assert torch.equal(normalised, SPEC.normalise(images))
+    assert normalised.is_contiguous()
 
 
 def test_presets_are_stronger_one_by_one():

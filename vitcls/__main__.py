@@ -17,6 +17,7 @@ VERBS = {
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
+    "bench": "measure how fast images are loaded here, by ours and the usual way",
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback
@@ -80,6 +81,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.check.command import run_check
 
         return run_check
+    if verb == "bench":
+        from vitcls.bench.command import run_bench
+
+        return run_bench
     from vitcls.cli import run_verb
 
     return run_verb

@@ -1,7 +1,6 @@
 """fit, validate, test and predict: LightningCLI, joined with run folders."""
 
 import logging
-import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,31 +11,31 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vitcls import records, runs
-from vitcls.callbacks import (
-    BadImageCount,
-    ConfiguredPatience,
-    GracefulInterrupt,
-    PredictionWriter,
-    RunCheckpoint,
-    check_monitors,
-)
+from vitcls.callbacks import BadImageCount, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
+from vitcls.trainer_options import (
+    as_list,
+    check_strategy,
+    fit_callbacks,
+    launched_by_torchrun,
+    length,
+    run_loggers,
+    with_progress_bar,
+)
 from vitcls.wording import parsed
 
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "predictions.csv"
-DEFAULT_EPOCHS = 10
 # A guessed option is a silent one, and a parser that exits prints a page before the reason.
 PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 PRINT_CONFIG = "--print_config"
@@ -175,10 +174,10 @@ class VitclsCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The configured trainer, with what a run folder needs and the configuration does not name."""
         config = self._chosen.trainer
-        _check_strategy(config.strategy)
+        check_strategy(config.strategy)
         fits = self.subcommand == "fit"
-        callbacks = _as_list(config.callbacks)
-        callbacks = _with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
+        callbacks = as_list(config.callbacks)
+        callbacks = with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
         if not fits or config.enable_checkpointing is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         if fits:
@@ -186,10 +185,10 @@ class VitclsCLI(LightningCLI):
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
-            kwargs["logger"] = _loggers(config.logger, self.run, self._steps_before)
+            kwargs["logger"] = run_loggers(config.logger, self.run, self._steps_before)
             added = [] if config.enable_checkpointing is False else [RunCheckpoint(MONITOR[self.model.task])]
-            callbacks += _fit_callbacks(callbacks, self.run, added)
-            kwargs |= {"default_root_dir": str(self.run.parent), **_length(config)}
+            callbacks += fit_callbacks(callbacks, self.run, added)
+            kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
         if self.subcommand != "predict":
@@ -197,7 +196,7 @@ class VitclsCLI(LightningCLI):
         else:
             callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs, **_launched_by_torchrun(config))
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
         except (MisconfigurationException, ValueError, TypeError) as error:  # how Trainer refuses its arguments
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
 
@@ -320,61 +319,3 @@ def _keep_learned(model: Namespace, known: dict[str, Any]) -> None:
     for name in ("labels", "image"):
         if model[name] is None:
             model[name] = known.get(name)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None or isinstance(value, bool):
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _with_progress_bar(callbacks: list[Callback], shown: bool) -> list[Callback]:
-    """With rich's bar where none is configured; without any where none is to be shown."""
-    if not shown:
-        return [c for c in callbacks if not isinstance(c, ProgressBar)]
-    return callbacks if any(isinstance(c, ProgressBar) for c in callbacks) else [*callbacks, RichProgressBar()]
-
-
-def _loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
-    """TensorBoard and CSV in the run folder, and those configured; none where `false` was said."""
-    if configured is False:
-        return False
-    # What a lost training logged after the checkpoint's step is purged.
-    own = [
-        TensorBoardLogger(run, name="", version="", purge_step=steps or None),
-        CSVLogger(run, name="", version=""),
-    ]
-    return [*own, *_as_list(configured)]
-
-
-def _fit_callbacks(configured: list[Callback], run: Path, own: list[RunCheckpoint]) -> list[Callback]:
-    """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
-    added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
-    if not any(isinstance(c, RunCheckpoint) for c in configured):
-        added += own
-    for callback in [*configured, *added]:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(run.resolve())
-    return added
-
-
-def _length(config: Namespace) -> dict[str, Any]:
-    if config.max_epochs is not None or config.max_steps != -1 or config.max_time is not None:
-        return {}
-    log.info("trainer.max_epochs is not given: %d", DEFAULT_EPOCHS)
-    return {"max_epochs": DEFAULT_EPOCHS}
-
-
-def _check_strategy(strategy: Any) -> None:
-    """Refuse the launchers after which this process knows neither the data nor the weights of the training."""
-    if isinstance(strategy, str) and any(launcher in strategy for launcher in ("spawn", "fork", "notebook")):
-        raise UserError(f"--trainer.strategy {strategy!r} cannot be used here: ddp does the same.")
-
-
-def _launched_by_torchrun(config: Namespace) -> dict[str, Any]:
-    """Devices and nodes as torchrun started them; without this each process would train alone."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or config.devices != "auto":
-        return {}
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    strategy = "ddp" if config.strategy == "auto" else config.strategy
-    return {"devices": local, "num_nodes": world // local, "strategy": strategy}

@@ -6,10 +6,12 @@ from vitcls.callbacks.interrupt import GracefulInterrupt
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
 from vitcls.callbacks.resume import ConfiguredPatience
+from vitcls.callbacks.waiting import DataWait
 
 __all__ = [
     "BadImageCount",
     "ConfiguredPatience",
+    "DataWait",
     "GracefulInterrupt",
     "PredictionWriter",
     "RunCheckpoint",

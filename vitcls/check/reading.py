@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitcls.check.signature import THUMB, digest, signature
 from vitcls.data.decode import decode_file
-from vitcls.data.rows import Images
+from vitcls.data.rows import FileImages, TableImages
 from vitcls.errors import BadImageError
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F", "other")
@@ -50,7 +50,7 @@ class SplitFacts(NamedTuple):
 
 
 class _FactRows(Dataset):
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: TableImages | FileImages) -> None:
         self._images = images
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class _FactRows(Dataset):
         return facts, ""
 
 
-def read_facts(images: Images, workers: int, advance: Callable[[int], None]) -> SplitFacts:
+def read_facts(images: TableImages | FileImages, workers: int, advance: Callable[[int], None]) -> SplitFacts:
     """Read all images, in parallel.
 
     Args:
@@ -94,7 +94,7 @@ def read_facts(images: Images, workers: int, advance: Callable[[int], None]) -> 
     return SplitFacts(facts, causes)
 
 
-def _batches(images: Images, workers: int) -> Iterator[tuple[Facts, list[str]]]:
+def _batches(images: TableImages | FileImages, workers: int) -> Iterator[tuple[Facts, list[str]]]:
     return iter(DataLoader(_FactRows(images), batch_size=_BATCH, num_workers=workers, collate_fn=_together))
 
 

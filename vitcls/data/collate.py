@@ -19,7 +19,7 @@ def collate(items: Sequence[Sample | BadImage]) -> Batch:
     """
     samples = [item for item in items if isinstance(item, Sample)]
     return Batch(
-        pixel_values=torch.stack([s.pixels for s in samples]) if samples else torch.empty(0, dtype=torch.uint8),
+        pixel_values=_stacked([s.pixels for s in samples]) if samples else torch.empty(0, dtype=torch.uint8),
         labels=_labels([s.label for s in samples]),
         ids=torch.tensor([s.id for s in samples], dtype=torch.int64),
         bad=[bad for item in items for bad in ([item] if isinstance(item, BadImage) else item.bad)],
@@ -29,3 +29,14 @@ def collate(items: Sequence[Sample | BadImage]) -> Batch:
 def _labels(labels: Sequence[int | Tensor]) -> Tensor:
     several = [label for label in labels if isinstance(label, Tensor)]
     return torch.stack(several) if several else torch.tensor(labels, dtype=torch.int64)
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """One tensor; images that lie in memory pixel after pixel stay so.
+
+    Resizing leaves them like that. To lay each colour together takes 40 us an image here, and nothing on
+    the device, where normalising does it.
+    """
+    if images[0].stride(-3) != 1:
+        return torch.stack(list(images))
+    return torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)

@@ -14,15 +14,17 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from vitcls.data.asked import Classifier
 from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
+from vitcls.data.cache import CacheKind
+from vitcls.data.cache_building import split_images
 from vitcls.data.choice import Places, SourceChoice
 from vitcls.data.collate import collate
-from vitcls.data.inputs import images_at, images_of_dataset
+from vitcls.data.inputs import images_to_predict
 from vitcls.data.label_form import LabelForm
 from vitcls.data.loaders import image_loader, worker_count
 from vitcls.data.mixing import BatchMixer
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
-from vitcls.data.rows import ImageRows, Images, TableImages
+from vitcls.data.rows import ImageRows, Images
 from vitcls.data.sampling import SharedEvenly, TrainSampler, check_enough
 from vitcls.data.splits import Split
 from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
@@ -90,6 +92,9 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: B of validation, test and predict; not given: `batch_size`.
         num_workers: processes that decode, for each training process. Not given: the cores that
             this process may use, shared among the training processes of the machine, at most 8.
+        cache: keeps the images, shrunk once to what the largest crop needs (256 pixels for an input of
+            224), beside the cache of `datasets`: as `jpeg`, or as `raw` pixels, which are faster still and
+            take some 7 times the room. Crops at random and all figures then differ slightly from `none`.
         on_bad_image: what becomes of an image that cannot be decoded: `error` ends the run and names it;
             `skip` leaves it out (in training the next image takes its place, so that batches stay full;
             in evaluation nothing does); `blank` puts a black image there. Each is named once, and they
@@ -136,6 +141,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
+        cache: CacheKind = "none",
         on_bad_image: OnBadImage = "error",
         max_bad_fraction: float = 0.05,
         predict: str | None = None,
@@ -168,6 +174,7 @@ class ImageDataModule(LightningDataModule):
         self._mixer: BatchMixer | None = None
         self._image_spec: ImageSpec | None = None
         self.splits: dict[str, Split] = {}
+        self._images: dict[str, Images] = {}  # of the splits
         self.predict_images: Images | None = None
 
     def _said(self, choice: type[SourceChoice | RowChoice]) -> dict[str, Any]:
@@ -213,6 +220,8 @@ class ImageDataModule(LightningDataModule):
             if before.get(role) is split:
                 continue
             log.info("%s: %d images, %d of %d classes", role, len(split), split.classes_seen, len(self.labels or ()))
+            # One process builds a cache while the others wait, so it takes all cores.
+            self._images[role] = split_images(split, self.hparams["cache"], self.image_spec, self._workers(1))
         if self.predict_images is not None:
             log.info("predict: %d images", len(self.predict_images))
 
@@ -222,7 +231,8 @@ class ImageDataModule(LightningDataModule):
         self._roles.labels = self._roles.labels or model.labels
         self._roles.form = LabelForm(model.task, self.hparams["label_delimiter"])
         if stage == "predict":
-            self.predict_images = self._open_predict()
+            said = (self.hparams[name] for name in ("predict", "predict_dataset", "predict_split", "image_column"))
+            self.predict_images = images_to_predict(*said)
         if stage == "fit":
             self.splits["train"], self.splits["validation"] = self._roles.fit()
         if stage == "validate":
@@ -234,7 +244,7 @@ class ImageDataModule(LightningDataModule):
         """Shuffled and augmented."""
         split = self.splits["train"]
         rows = ImageRows(
-            TableImages(split), self._train_transform(), split.targets, TRAINING[self.hparams["on_bad_image"]]
+            self._images["train"], self._train_transform(), split.targets, TRAINING[self.hparams["on_bad_image"]]
         )
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
         mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
@@ -258,11 +268,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """In order, each row once over all processes."""
-        return self._eval_loader(self.splits["validation"])
+        return self._eval_loader("validation")
 
     def test_dataloader(self) -> DataLoader:
         """In order, each row once over all processes."""
-        return self._eval_loader(self.splits["test"])
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """The files of `predict`, in the order of their paths."""
@@ -278,8 +288,8 @@ class ImageDataModule(LightningDataModule):
 
     def example_pixels(self, count: int) -> Tensor:
         """The first validation images as the network takes them: (B, 3, S, S) float32, B <= `count`."""
-        split = self.splits["validation"]
-        rows = ImageRows(TableImages(split), self.image_spec.eval_transform, split.targets)
+        targets = self.splits["validation"].targets
+        rows = ImageRows(self._images["validation"], self.image_spec.eval_transform, targets)
         batch = collate([rows[position] for position in range(min(count, len(rows)))])
         return self.image_spec.normalise(batch["pixel_values"])
 
@@ -307,17 +317,6 @@ class ImageDataModule(LightningDataModule):
             return self._mixer(batch, self._attached.current_epoch)
         return batch
 
-    def _open_predict(self) -> Images:
-        if self.hparams["predict_dataset"] is not None:
-            dataset, split = self.hparams["predict_dataset"], self.hparams["predict_split"]
-            return images_of_dataset(dataset, split, self.hparams["image_column"])
-        if self.hparams["predict"] is None:
-            raise UserError(
-                "Nothing to predict: give --data.predict with an image file, a folder, a pattern or a table, or "
-                "--data.predict_dataset."
-            )
-        return images_at(self.hparams["predict"])
-
     @property
     def _eval_batch_size(self) -> int:
         return self.hparams["eval_batch_size"] or self.hparams["batch_size"]
@@ -326,19 +325,22 @@ class ImageDataModule(LightningDataModule):
     def _eval_transform(self) -> Transform:
         return self.image_spec.five_crops if self.hparams["tta"] == "five_crop" else self.image_spec.eval_transform
 
-    def _eval_loader(self, split: Split) -> DataLoader:
+    def _eval_loader(self, role: str) -> DataLoader:
         instead = EVALUATION[self.hparams["on_bad_image"]]
-        rows = ImageRows(TableImages(split), self._eval_transform, split.targets, instead)
+        rows = ImageRows(self._images[role], self._eval_transform, self.splits[role].targets, instead)
         if self._attached.world_size == 1:
             return self._loader(rows, batch_size=self._eval_batch_size)
         shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)
         return self._loader(rows, batch_sampler=shares)
 
     def _loader(self, rows: ImageRows, **kwargs: Any) -> DataLoader:
-        given = self.hparams["num_workers"]
-        workers = worker_count(self._attached.num_devices) if given is None else given
+        workers = self._workers(self._attached.num_devices)
         on_gpu = self._attached.strategy.root_device.type == "cuda"
         return image_loader(rows, workers, self._attached.global_rank, pin_memory=on_gpu, **kwargs)
+
+    def _workers(self, processes: int) -> int:
+        given = self.hparams["num_workers"]
+        return worker_count(processes) if given is None else given
 
 
 def _as_text(places: Any) -> Any:

@@ -15,6 +15,22 @@ from vitcls.data.tables import SUFFIXES, TableSource
 from vitcls.errors import UserError
 
 
+def images_to_predict(place: str | None, dataset: str | None, split: str, image_column: str | None) -> Images:
+    """What ImageDataModule's `predict`, `predict_dataset` and `predict_split` name.
+
+    Raises:
+        UserError: neither is given, or there are no images.
+    """
+    if dataset is not None:
+        return images_of_dataset(dataset, split, image_column)
+    if place is None:
+        raise UserError(
+            "Nothing to predict: give --data.predict with an image file, a folder, a pattern or a table, or "
+            "--data.predict_dataset."
+        )
+    return images_at(place)
+
+
 def images_at(place: str) -> Images:
     """The images of a file, of a folder with its sub-folders, of a pattern, or of a table.
 
@@ -38,11 +54,19 @@ def images_of_dataset(name: str, split: str, image_column: str | None) -> Images
     return _images_of(DatasetSource(name).load(split), f"{split} of {name}", image_column)
 
 
-def _images_of(table: datasets.Dataset, name: str, image_column: str | None = None) -> TableImages:
+def unlabelled(table: datasets.Dataset, name: str, image_column: str | None = None) -> Split:
+    """All rows of a table as a split without classes.
+
+    Raises:
+        UserError: it is not clear which column holds the images.
+    """
     column = columns.image_column(table.features, image_column)
     rows = np.arange(len(table))
-    split = Split(name, table, rows, targets=np.full(len(rows), -1), image_column=column, fingerprint="")
-    return TableImages(split, files_have_names=True)
+    return Split(name, table, rows, targets=np.full(len(rows), -1), image_column=column, fingerprint="")
+
+
+def _images_of(table: datasets.Dataset, name: str, image_column: str | None = None) -> TableImages:
+    return TableImages(unlabelled(table, name, image_column), files_have_names=True)
 
 
 def _matching(pattern: str) -> list[Path]:

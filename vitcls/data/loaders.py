@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
@@ -14,7 +16,28 @@ from vitcls.data.rows import ImageRows
 MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
 
 
-def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> DataLoader:
+class TimedLoader(DataLoader):
+    """A DataLoader that knows how long its batches were waited for.
+
+    Attributes:
+        waited: seconds from asking for the last batch until it was there.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            asked = perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited = perf_counter() - asked
+            yield batch
+
+
+def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> TimedLoader:
     """Batches of images.
 
     Args:
@@ -23,7 +46,7 @@ def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> Dat
         rank: of the training process, so that no two draw the same augmentation.
         kwargs: DataLoader's other arguments.
     """
-    return DataLoader(
+    return TimedLoader(
         rows,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -35,16 +58,21 @@ def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> Dat
 
 def worker_count(processes: int) -> int:
     """Decoding processes for each of the training processes of this machine: their share of the cores, 1..8."""
-    return min(MOST_WORKERS, max(1, _cores() // processes))
+    return min(MOST_WORKERS, max(1, usable_cores() // processes))
 
 
-def _start_worker(worker_id: int, rank: int) -> None:
-    # Ctrl-C reaches the whole process group; the trainer decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pl_worker_init_function(worker_id, rank)
-
-
-def _cores() -> int:
+def usable_cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # honours taskset and SLURM; Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def ignore_interrupts(_worker_id: int) -> None:
+    """In a worker: Ctrl-C reaches the whole process group; the main process decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _start_worker(worker_id: int, rank: int) -> None:
+    ignore_interrupts(worker_id)
+    pl_worker_init_function(worker_id, rank)

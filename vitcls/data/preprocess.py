@@ -92,7 +92,8 @@ class ImageSpec:
         both give the same bits: mean and std are scaled by 255, not the pixels by 1/255.
         """
         mean, std = _scaled_statistics(self, pixel_values.device)
-        return pixel_values.float().sub_(mean).div_(std)
+        # Batches may lie in memory pixel after pixel; networks are fastest with each colour together.
+        return pixel_values.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
 
     def _resized_shape(self, height: int, width: int) -> list[int]:
         if self.resize == "squash":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitcls.data.decode import decode
+from vitcls.data.decode import Pixels, decode
 from vitcls.data.sampling import Draw
 from vitcls.data.seeding import seeded
 from vitcls.data.splits import Split
@@ -20,13 +20,18 @@ Instead = Literal["bad", "blank", "next"]
 
 
 class Images(Protocol):
-    """Encoded images with names; what a new kind of source has to offer."""
+    """Images with names; what a new kind of source has to offer."""
 
     def __len__(self) -> int:
         """How many."""
 
-    def read(self, position: int) -> bytes:
-        """The bytes of the image file at a position."""
+    def pixels(self, position: int) -> Pixels:
+        """The image at a position: (H, W, 3) uint8 RGB, upright.
+
+        Raises:
+            BadImageError: it cannot be decoded.
+            OSError: its file cannot be read.
+        """
 
     def name(self, position: int) -> str:
         """The file, or the row in words, for messages and predictions."""
@@ -54,11 +59,15 @@ class TableImages:
         return len(self._split)
 
     def read(self, position: int) -> bytes:
-        """From the table, or from the file that it names."""
+        """The bytes of the image's file, from the table or from the file that it names."""
         image = self._table[position][self._split.image_column]
         if image is None:
             raise BadImageError("the row has no image")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+    def pixels(self, position: int) -> Pixels:
+        """Decoded."""
+        return decode(self.read(position))
 
     def name(self, position: int) -> str:
         """The path, if the table has one, and the row."""
@@ -86,6 +95,10 @@ class FileImages:
         """The file's bytes."""
         return self._files[position].read_bytes()
 
+    def pixels(self, position: int) -> Pixels:
+        """Decoded."""
+        return decode(self.read(position))
+
     def name(self, position: int) -> str:
         """The path."""
         return str(self._files[position])
@@ -99,7 +112,7 @@ class ImageRows(Dataset[Sample | BadImage]):
     """Decoded and transformed images, at a position or for a Draw, whose seed decides its augmentation.
 
     Args:
-        images: where the bytes come from.
+        images: where they come from.
         transform: (3, H, W) uint8 -> (3, S, S) uint8.
         targets: (N,) int64 class indices, or (N, K) bool; None where there are none.
         instead: what comes out for an image that cannot be read: the `bad` image itself, a `blank`
@@ -144,7 +157,7 @@ class ImageRows(Dataset[Sample | BadImage]):
 
     def _read(self, position: int) -> Sample | BadImage:
         try:
-            pixels = decode(self.images.read(position))
+            pixels = self.images.pixels(position)
         except (BadImageError, OSError) as error:
             return BadImage(self.images.name(position), self.images.id(position), str(error))
         return self._sample(position, torch.from_numpy(pixels).permute(2, 0, 1))
