@@ -74,13 +74,17 @@ def test_too_many_bad_images_end_the_run(refuses, words, broken):
     assert "the file is empty" in told
 
 
-def test_the_count_starts_anew_with_each_pass():
-    bad = [BadImage("a.jpg", 0, "cut")]
+def test_an_image_counts_once_however_often_it_is_met():
     tracker = BadImages("skip", 0.1)
-    for epoch in range(5):
-        tracker.take(bad, rows=10, one_pass=("train", epoch))
-    with pytest.raises(UserError, match=r"2 of 10 images"):
-        tracker.take(bad, rows=10, one_pass=("train", 4))
+    for _ in range(5):
+        for role in ("train", "validation"):
+            tracker.take([BadImage("a.jpg", 0, "cut")], role, rows=10)
+    with pytest.raises(UserError, match=r"2 of 10 train images"):
+        tracker.take([BadImage("b.jpg", 1, "cut")], "train", rows=10)
+
+
+def test_repeated_draws_of_one_bad_image_do_not_end_the_run(vitcls, words):
+    assert vitcls(*words, "--data.on_bad_image=skip", "--data.repeats=4")[0] == 0
 
 
 def test_two_processes_count_as_one(words, tmp_path):

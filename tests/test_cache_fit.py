@@ -44,3 +44,17 @@ def test_two_training_processes_share_one_build(fit_words, tmp_path):
 def test_a_kind_that_is_none_is_refused(refuses, fit_words):
     told = refuses(*fit_words, "--data.cache=png")
     assert "--data.cache is 'png'; it must be one of 'none', 'jpeg', 'raw'" in told
+
+
+def test_the_run_that_builds_a_cache_trains_like_those_that_find_it(vitcls, fit_words, tmp_path, monkeypatch):
+    import datasets
+
+    from vitcls import runs
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "fresh")
+    losses = []
+    for name in ("builds", "finds"):
+        words = ("--data.cache=raw", "--data.num_workers=1", f"--run_name={name}")
+        assert vitcls(*fit_words, *words)[0] == 0
+        losses.append(runs.read_metrics(tmp_path / "runs" / name)["validation"]["val/loss"])
+    assert losses[0] == losses[1]

@@ -59,3 +59,13 @@ def test_ctrl_c_in_one_process_ends_both_after_the_same_batch(fit_words, tmp_pat
     out = finish([sys.executable, "-m", "vitcls", *words], status=130)
     assert "go on with: python -m vitcls fit --ckpt_path" in out
     assert torch.load(tmp_path / "runs" / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_two_processes_fit_with_a_validation_split_and_test(vitcls, fit_words, tmp_path, colours):
+    """Their splits are opened before `setup`, to fetch them once, and are the same objects there."""
+    words = [*fit_words, "--data.train_split=train", "--data.validation_split=test[:60%]", *TWO]
+    for command in (words, ["test", "--ckpt_path", tmp_path / "runs" / "run", *TWO]):
+        done = subprocess.run(
+            [sys.executable, "-m", "vitcls", *map(str, command)], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr

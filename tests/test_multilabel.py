@@ -16,6 +16,7 @@ from tests.test_predict import rows_of
 from vitcls import ViTClassifier
 from vitcls.__main__ import main
 from vitcls.data.datamodule import ImageDataModule
+from vitcls.data.preprocess import spec_of_size
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +174,7 @@ def module_of(file, delimiter: str | None = None, task: str = "multilabel", **da
     from types import SimpleNamespace
 
     module = ImageDataModule(train_files=str(file), label_delimiter=delimiter, num_workers=0, **data)
-    spec = SimpleNamespace(resized=lambda how: None)
-    model = SimpleNamespace(labels=None, image_spec=spec, task=task)
+    model = SimpleNamespace(labels=None, image_spec=spec_of_size(32), task=task)
     module.trainer = SimpleNamespace(lightning_module=model, world_size=1)
     module.setup("fit")
     return module
@@ -302,3 +302,7 @@ def test_a_resume_goes_on_with_the_task(vitcls, words, tmp_path):
     assert content["hyper_parameters"]["task"] == "multilabel"
     assert content["hyper_parameters"]["thresholds"] is None
     assert content["epoch"] == 1
+
+
+def test_the_task_of_a_trained_checkpoint_is_not_changed(refuses, run):
+    assert "was trained as 'multilabel'" in refuses("validate", "--ckpt_path", run, "--model.task=multiclass")

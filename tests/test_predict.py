@@ -136,6 +136,7 @@ def test_tables_patterns_and_datasets_give_the_answers_of_the_folder(vitcls, run
     assert [row["label"] for row in by_dataset] == [row["label"] for row in folder]
     embed(colours / "test", tmp_path / "images.parquet", names=[])
     inside = answers(vitcls, run, tmp_path, "--data.predict", tmp_path / "images.parquet")
+    assert len(answers(vitcls, run, tmp_path, "--data.predict", tmp_path / "*.parquet")) == len(inside)
     assert [row["score"] for row in inside] == [row["score"] for row in folder]
     assert inside[3]["file"] == f"row 3 of {tmp_path / 'images.parquet'}"
 
@@ -150,3 +151,8 @@ def test_a_missing_file_of_a_table_is_a_row_with_an_error(vitcls, run, colours, 
 
 def test_a_pattern_that_matches_nothing_is_a_sentence(refuses, run, tmp_path):
     assert "No file matches" in refuses("predict", "--ckpt_path", run, "--data.predict", tmp_path / "*.jpg")
+
+
+def test_two_things_to_predict_are_refused(refuses, run, colours):
+    words = ("predict", "--ckpt_path", run, "--data.predict", colours, "--data.predict_dataset", colours)
+    assert "Two things to predict" in refuses(*words)

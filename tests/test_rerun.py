@@ -45,6 +45,12 @@ def test_training_rows_are_no_test_set(vitcls, run):
     assert "test" not in runs.read_metrics(run)
 
 
+def test_a_slice_of_the_training_rows_is_no_test_set(vitcls, run):
+    _, out, _ = vitcls("test", "--ckpt_path", run, "--data.test_split=train[:30%]+test")
+    assert "their figures are no test" in out
+    assert "test" not in runs.read_metrics(run)
+
+
 def test_a_part_of_the_test_set_is_not_kept_as_the_whole(vitcls, run):
     vitcls("test", "--ckpt_path", run, "--trainer.limit_test_batches=1", "--data.batch_size=8")
     assert "test" not in runs.read_metrics(run)

@@ -88,6 +88,33 @@ def test_every_word_of_a_csv_is_a_name(photos, tmp_path):
     assert opened(TableSource(file))[0] == labels
 
 
+def test_an_empty_cell_is_no_class(refuses, fit_words, photos, tmp_path):
+    rows = [(path, label if number else "") for number, (path, label) in enumerate(listed(photos))]
+    file = write(tmp_path / "list.csv", rows)
+    assert "have no class" in refuses(*fit_words, "--data.dataset=null", f"--data.train_files={file}")
+
+
+def test_a_file_of_several_that_also_validates_is_refused(refuses, fit_words, photos, tmp_path):
+    one = write(tmp_path / "one.csv", listed(photos)[::2])
+    write(tmp_path / "two.csv", listed(photos)[1::2])
+    words = ("--data.dataset=null", f"--data.train_files={tmp_path}/*.csv", f"--data.validation_files={one}")
+    assert "trained on and validated on" in refuses(*fit_words, *words)
+
+
+def test_a_misspelt_column_of_several_sources_is_refused(refuses, fit_words, photos, tmp_path):
+    write(tmp_path / "one.csv", listed(photos)[::2])
+    write(tmp_path / "two.csv", listed(photos)[1::2])
+    words = (*fit_words, "--data.dataset=null", f"--data.train_files={tmp_path}/*.csv", "--data.label_column=lable")
+    assert "none of the 2 sources has" in refuses(*words)
+
+
+def test_new_test_data_replaces_that_of_the_run_in_whatever_form(vitcls, fit_words, photos, tmp_path, colours):
+    assert vitcls(*fit_words, f"--data.test_dir={colours / 'test'}")[0] == 0
+    file = write(tmp_path / "new.csv", listed(photos)[:9])
+    _, out, _ = vitcls("test", "--ckpt_path", tmp_path / "runs" / "run", f"--data.test_files={file}")
+    assert "test: 9 images" in out
+
+
 def test_several_tables_and_folders_are_joined_by_the_names_of_their_classes(photos, tmp_path, colours):
     rows = listed(photos)
     write(tmp_path / "part-1.csv", rows[:10])

@@ -115,6 +115,9 @@ def test_a_listed_transform_trains_and_is_kept(vitcls, refuses, fit_words, tmp_p
     assert vitcls(*fit_words, words)[0] == 0
     assert vitcls("validate", "--ckpt_path", tmp_path / "runs" / "run")[0] == 0
     assert "did you mean 'AugMix'" in refuses(*fit_words, "--data.transforms=[{name: AugMax}]")
+    for entry in ("{name: Normalize, mean: [0], std: [1]}", "{name: MixUp, num_classes: 3}", "{name: Grayscale}"):
+        words = (f"--data.transforms=[{entry}]", "--data.num_workers=1")
+        assert "--data.transforms" in refuses(*fit_words, *words)
 
 
 @pytest.fixture

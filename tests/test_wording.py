@@ -5,6 +5,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from vitcls.__main__ import VERBS
 from vitcls.errors import listing, suggestion
 from vitcls.wording import sentence
 
@@ -191,7 +192,7 @@ def test_an_option_without_its_value_is_named(refuses_words):
 @pytest.mark.parametrize(("verb", "near"), [("fti", "fit"), ("tets", "test"), ("predcit", "predict")])
 def test_an_unknown_verb_is_named_with_the_nearest(verb, near, refuses):
     told = refuses(verb, "--data.dataset", "digits")
-    assert f"{verb!r} is none of the verbs fit, validate, test, predict (did you mean {near!r}?)" in told
+    assert f"{verb!r} is none of the verbs {', '.join(VERBS)} (did you mean {near!r}?)" in told
 
 
 @dataclass

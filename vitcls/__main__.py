@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> int:
         if os.environ.get(SHOW_TRACEBACKS):
             raise
         if is_first_process() or error.of_one_process:
-            _tell(str(error))
+            _tell(_sentence(error))
         return MISTAKE
     except KeyboardInterrupt:
         if is_first_process():
@@ -112,6 +112,11 @@ def _configure_logging() -> None:
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     if is_first_process():
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _sentence(error: UserError) -> str:
+    """What was said first: torch puts a worker's whole traceback before it."""
+    return str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
 
 
 def _tell(sentence: str) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, PredictionWriter, RunCheckpoint, check_monitors
-from vitcls.data.choice import SourceChoice
+from vitcls.data.choice import TRAINING, SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.metrics import MONITOR
@@ -31,13 +31,11 @@ from vitcls.trainer_options import (
     run_loggers,
     with_progress_bar,
 )
-from vitcls.wording import parsed
+from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "predictions.csv"
-# A guessed option is a silent one, and a parser that exits prints a page before the reason.
-PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 PRINT_CONFIG = "--print_config"
 TRAINER_DEFAULTS = {
     "default_root_dir": runs.DEFAULT_ROOT,
@@ -144,6 +142,7 @@ class VitclsCLI(LightningCLI):
         if defaults or words != args:
             config = self._parse_with_defaults(parser, args, verb, defaults)
             _keep_learned(config[verb].model, defaults.get("model", {}))
+            _check_task(config[verb].model.task, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
@@ -303,8 +302,11 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
     """
     model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
     data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
-    if any(said.data[name] is not None for name in ("dataset", "train_dir", "train_files")):
+    if any(said.data[name] is not None for name in TRAINING):
         data = {k: v for k, v in data.items() if k not in asdict(SourceChoice())}
+    for role in ("validation", "test"):
+        if any(said.data[f"{role}_{kind}"] is not None for kind in ("dir", "files")):
+            data = {k: v for k, v in data.items() if k not in (f"{role}_dir", f"{role}_files")}
     for name in ("predict", "predict_dataset", "predict_split"):
         data.pop(name, None)
     if verb == "fit" and run is not None:
@@ -312,6 +314,13 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _check_task(task: str, known: dict[str, Any]) -> None:
+    if known.get("task", task) != task:
+        raise UserError(
+            f"--model.task is {task!r}, but the checkpoint was trained as {known['task']!r}; leave the option out."
+        )
 
 
 def _keep_learned(model: Namespace, known: dict[str, Any]) -> None:

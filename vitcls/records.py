@@ -141,7 +141,7 @@ def write_test(
     """
     assert checkpoint.run is not None
     trained = runs.read_splits(checkpoint.run).get("train")
-    if trained is not None and split.overlaps(trained):
+    if split.trained_on or (trained is not None and split.overlaps(trained)):
         log.warning("these rows were trained on, so their figures are no test and are not kept in %s", runs.METRICS)
         return
     before = runs.read_metrics(checkpoint.run).get("test", {})

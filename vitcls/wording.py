@@ -10,6 +10,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from vitcls.errors import UserError, suggestion
 
+# A guessed option is a silent one, and a parser that exits prints a page before the reason.
+PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 _UNKNOWN_OPTION = (
     re.compile(r"unrecognized arguments: --([^\s=]+)"),
     re.compile(r"does not accept option '([^']+)'"),

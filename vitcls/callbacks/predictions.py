@@ -26,7 +26,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Columns: id, file, label, score (of the best class, 0..1), then label_2, score_2, ... of the next
     best, and error, which says why an image could not be decoded. Of multilabel data there is also
-    `labels`, before the best class: the names of those that reach their threshold, joined by `|`.
+    `labels`, before the best class: the names of those that reach their threshold, joined by `|`, which
+    in a name is written with a backslash before it.
 
     Args:
         output: the CSV file; replaced if it exists.
@@ -136,7 +137,8 @@ def _present(prediction: Predictions, labels: list[str]) -> list[list[str]]:
     """The column `labels` of each row; multiclass: none."""
     if prediction["present"] is None:
         return [[]] * len(prediction["ids"])
-    return [[DELIMITER.join(compress(labels, row))] for row in prediction["present"].tolist()]
+    names = [label.replace(DELIMITER, "\\" + DELIMITER) for label in labels]
+    return [[DELIMITER.join(compress(names, row))] for row in prediction["present"].tolist()]
 
 
 def _bad_rows(prediction: Predictions, empty: int) -> Iterator[list[Any]]:

@@ -25,7 +25,7 @@ from vitcls.data.rows import TableImages
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.models.classifier import ViTClassifier
 from vitcls.runs import DEFAULT_ROOT
-from vitcls.wording import parsed
+from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class CheckCLI(LightningCLI):
             run=False,
             args=words,
             seed_everything_default=42,
-            parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
+            parser_kwargs=PARSER_OPTIONS,
             auto_configure_optimizers=False,
         )
 
@@ -60,7 +60,7 @@ class CheckCLI(LightningCLI):
             help=f"end with status 1 if one of these is found: {listing(PROBLEMS)}.",
         )
         for name in ("ckpt_path", "weights_only"):  # stand in the config.yaml of a run
-            parser.add_argument(f"--{name}", type=Any, default=None, help="ignored.")
+            parser.add_argument(f"--{name}", type=Any, default=None, help="not for check.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake is one sentence."""
@@ -85,6 +85,8 @@ def run_check(words: list[str]) -> int:
     """
     cli = CheckCLI(words[1:])
     config = cast(Namespace, cli.config)
+    if config.ckpt_path is not None:
+        raise UserError("check reads the data of a configuration: say --config RUN/config.yaml instead of --ckpt_path.")
     fail_on = _kinds(config.fail_on)
     folder = _folder(config)
     data, model = cli.datamodule, cli.model
@@ -121,6 +123,7 @@ def _folder(config: Namespace) -> Path:
 def _open_splits(trainer: Trainer, data: ImageDataModule, model: ViTClassifier) -> str | None:
     """Open train, validation and test; why there is no test, if there is none."""
     data.trainer = model.trainer = trainer
+    data.hparams["cache"] = "none"  # the files themselves are to be read
     trainer.strategy.connect(model)
     trainer.datamodule = data  # type: ignore[attr-defined]
     trainer.state.fn = "fit"  # type: ignore[assignment]
@@ -128,13 +131,14 @@ def _open_splits(trainer: Trainer, data: ImageDataModule, model: ViTClassifier) 
     try:
         data.setup("test")
     except UserError as error:
+        if any(data.hparams[name] is not None for name in ("test_dir", "test_files", "test_split")):
+            raise
         return str(error)
     return None
 
 
 def _read(data: ImageDataModule) -> dict[str, Checked]:
-    given = data.hparams["num_workers"]
-    workers = worker_count(processes=1) if given is None else given
+    workers = worker_count(data.hparams["num_workers"])
     checked = {}
     with Progress(transient=True) as progress:
         for role, split in data.splits.items():
@@ -148,8 +152,7 @@ def _of_time(found: dict[str, Any], data: ImageDataModule, step: float) -> dict[
     """Seconds that decoding and that the network take in an epoch, and which waits for which."""
     train = found["splits"]["train"]
     images = train["images"] * data.hparams["repeats"]
-    given = data.hparams["num_workers"]
-    workers = max(1, worker_count(processes=1) if given is None else given)
+    workers = max(1, worker_count(data.hparams["num_workers"]))
     decode = (train["decode_ms"] or {"median": 0.0})["median"] / 1000 * images / workers
     return {
         "epoch": {
@@ -179,9 +182,11 @@ def _say(found: dict[str, Any], folder: Path) -> None:
             log.info("%s: %d (%s): %s", name, len(found[name]), meaning, shown)
     if not found["problems"]:
         log.info("nothing is wrong with these images")
+    if found["test_not_read"]:
+        log.info("no test data was read: %s", found["test_not_read"])
     epoch = found["epoch"]
     log.info(
-        "an epoch takes about %.0f s of decoding with %d workers and %.0f s of the network (%s, float32)",
+        "an epoch takes about %.1f s of decoding (%d workers, no cache) and %.1f s of the network (%s, float32)",
         epoch["decode_seconds"],
         epoch["workers"],
         epoch["network_seconds"],

@@ -15,6 +15,26 @@ LEAST_CONTRAST = 4.0  # levels; of flatter pictures a hash is noise
 _ROWS = 512  # compared at once
 
 
+def same_pictures(facts: Facts) -> list[list[int]]:
+    """Positions that show the same picture, exactly or nearly, in groups of two or more."""
+    leader = list(range(len(facts)))
+
+    def find(position: int) -> int:
+        while leader[position] != position:
+            position = leader[position]
+        return position
+
+    links = [(int(group[0]), int(other)) for group in exact_groups(facts) for other in group[1:]]
+    links += near_pairs(facts)
+    for one, other in links:
+        first, second = sorted((find(one), find(other)))
+        leader[second] = first
+    groups: dict[int, list[int]] = {}
+    for position in sorted({place for link in links for place in link}):
+        groups.setdefault(find(position), []).append(position)
+    return list(groups.values())
+
+
 def exact_groups(facts: Facts) -> list[NDArray[np.int64]]:
     """Positions of files with the same content: arrays of two or more, ascending."""
     whole = np.flatnonzero(~facts["bad"])

@@ -28,7 +28,7 @@ _STYLE: Any = {
 
 def class_counts(splits: Mapping[str, Any]) -> str:
     """Images of each class in each split, as SVG text."""
-    names = list(next(iter(splits.values()))["classes"])
+    names = [name.replace("$", r"\$") for name in next(iter(splits.values()))["classes"]]  # no formulas
     few = len(names) <= MOST_BARS
     with mpl.rc_context(_STYLE):
         figure = Figure((7, 0.6 + 0.22 * len(names) * len(splits) if few else 3.2))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vitcls.check.duplicates import exact_groups, near_pairs
+from vitcls.check.duplicates import same_pictures
 from vitcls.check.reading import MODES, Facts, SplitFacts
 from vitcls.data.preprocess import ImageSpec
 from vitcls.data.rows import TableImages
@@ -41,18 +41,15 @@ def findings(checked: Mapping[str, Checked], labels: Sequence[str], spec: ImageS
     """
     named = _Named(checked, labels)
     facts = np.concatenate([one.read.facts for one in checked.values()])
-    exact = [[named[int(i)] for i in group] for group in exact_groups(facts)]
-    near = [[named[i] for i in pair] for pair in near_pairs(facts)]
+    same = [[named[i] for i in group] for group in same_pictures(facts)]
     found: dict[str, Any] = {
         "splits": {role: _of_split(one, labels) for role, one in checked.items()},
         "corrupt": [named[int(i)] | {"cause": named.cause(int(i))} for i in np.flatnonzero(facts["bad"])],
-        "leakage": [group for group in [*exact, *near] if _differ(group, "split")],
-        "duplicates": [group for group in [*exact, *near] if not _differ(group, "split")],
-        "conflicts": [group for group in [*exact, *near] if _differ(group, "class")],
+        "leakage": [group for group in same if _differ(group, "split")],
+        "duplicates": [group for group in same if not _differ(group, "split")],
+        "conflicts": [group for group in same if _differ(group, "class")],
         "small": [named[int(i)] for i in np.flatnonzero(_small(facts, spec))],
         "cut": [named[int(i)] for i in np.flatnonzero(_cut(facts, spec) > CUT_MUCH)],
-        "exact_groups": len(exact),
-        "near_pairs": len(near),
     }
     return found | {"problems": {name: len(found[name]) for name in PROBLEMS if found[name]}}
 

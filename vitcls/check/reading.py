@@ -16,7 +16,7 @@ from vitcls.errors import BadImageError
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F", "other")
 _BATCH = 16  # images that a worker reads before it answers
 
-# 246 bytes an image; names are looked up in the source when they are needed.
+# 243 bytes an image; names are looked up in the source when they are needed.
 FACTS = np.dtype(
     [
         ("bad", "?"),

@@ -28,46 +28,38 @@ class BadImages:
     def __init__(self, policy: OnBadImage, most: float) -> None:
         self._policy = policy
         self._most = most
-        self._named: set[str] = set()
-        self._pass: object = None
-        self._count = 0
+        self._met: dict[str, set[str]] = {}
 
-    def take(self, bad: Sequence[BadImage], rows: float, one_pass: object) -> None:
+    def take(self, bad: Sequence[BadImage], role: str, rows: float) -> None:
         """Take the bad images of a batch in.
 
         Args:
             bad: they.
-            rows: that this process reads in one pass.
-            one_pass: something that is equal within one pass over the rows; the count starts anew with it.
+            role: train, validation or test.
+            rows: of the role that this process meets.
 
         Raises:
             UserError: one is too many; names it and its cause.
         """
-        if not bad:
-            return
-        if self._policy == "error":
+        if bad and self._policy == "error":
             raise UserError(
                 f"An image cannot be decoded: {_told(bad)}. Replace it, remove it from the data, or say "
                 "--data.on_bad_image skip (or blank).",
                 of_one_process=True,
             )
-        self._name(bad)
-        self._count = len(bad) + (self._count if one_pass == self._pass else 0)
-        self._pass = one_pass
-        if self._count > self._most * rows:
+        met = self._met.setdefault(role, set())
+        fresh = [image for image in bad if image.name not in met]
+        met.update(image.name for image in fresh)
+        done = "left out" if self._policy == "skip" else "taken as a blank image"
+        for image in fresh:
+            # An error by its level: processes other than the first stay silent below that.
+            log.error("cannot be decoded, %s: %s: %s", done, image.name, image.cause)
+        if len(met) > self._most * rows:
             raise UserError(
-                f"{self._count} of {round(rows)} images cannot be decoded, more than --data.max_bad_fraction "
-                f"{self._most} allows; the last: {_told(bad)}. Mend the data, or allow more.",
+                f"{len(met)} of {round(rows)} {role} images cannot be decoded, more than --data.max_bad_fraction "
+                f"{self._most} allows; the last: {_told(fresh or bad)}. Mend the data, or allow more.",
                 of_one_process=True,
             )
-
-    def _name(self, bad: Sequence[BadImage]) -> None:
-        done = "left out" if self._policy == "skip" else "taken as a blank image"
-        for image in bad:
-            if image.name not in self._named:
-                self._named.add(image.name)
-                # An error by its level: processes other than the first stay silent below that.
-                log.error("cannot be decoded, %s: %s: %s", done, image.name, image.cause)
 
 
 def _told(bad: Sequence[BadImage]) -> str:

@@ -1,6 +1,5 @@
 """Making a cache: in parallel, whole or not at all, once for all processes that want it."""
 
-import errno
 import logging
 import os
 import shutil
@@ -37,6 +36,7 @@ from vitcls.data.decode import Pixels
 from vitcls.data.loaders import ignore_interrupts
 from vitcls.data.preprocess import ImageSpec
 from vitcls.data.rows import Images, TableImages
+from vitcls.data.seeding import seeded
 from vitcls.data.splits import Split
 from vitcls.errors import BadImageError, UserError
 
@@ -166,7 +166,8 @@ def _build(images: Images, shrinking: Shrinking, workers: int, folder: Path) -> 
     _announce(rows, shrinking, folder)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        _write(rows, workers, unfinished, _lock_of(folder))
+        with seeded(0):  # a DataLoader draws a number, and the run that builds would start with other weights
+            _write(rows, workers, unfinished, _lock_of(folder))
         unfinished.chmod(0o755)  # mkdtemp's is for its owner alone
         _move(unfinished, folder)
     finally:
@@ -207,9 +208,9 @@ def _together(items: list[Shrunk]) -> tuple[Tensor, list[tuple[int, tuple[int, i
 def _move(unfinished: Path, folder: Path) -> None:
     try:
         unfinished.replace(folder)
-    except OSError as error:
+    except OSError:
         # Another process was faster, which a lock that looked stale makes possible: its cache is as good.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if not folder.is_dir():
             raise
 
 

@@ -11,6 +11,7 @@ from vitcls.errors import UserError
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 Source = OneSource | JoinedSource
 Places = str | list[str]
+TRAINING = ("dataset", "train_dir", "train_files")  # each of these names the training data
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class SourceChoice:
     image_column: str | None = None
     label_column: str | None = None
     label_delimiter: str | None = None
+
+    def trains(self) -> bool:
+        """Whether training data is named."""
+        return any(getattr(self, name) is not None for name in TRAINING)
 
     def train(self) -> tuple[Source, str]:
         """The source to train on and the split expression there.

@@ -1,5 +1,6 @@
 """Which columns hold the image and the class, and which class, or which classes, each row has."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +21,8 @@ from vitcls.data.label_form import (
 )
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.types import Targets
+
+log = logging.getLogger(__name__)
 
 ONE_CLASS = LabelForm()
 
@@ -92,6 +95,9 @@ def labelled(table: datasets.Dataset, column: str, where: str, form: LabelForm =
     if form.task == "multilabel":
         return _several(table, column, where, form.delimiter)
     values = table.select_columns([column]).with_format("numpy")[:][column]
+    empty = np.flatnonzero(values == "").tolist() if is_string(feature) else []
+    if empty:
+        raise _unlabelled(empty, column, where)
     return _named(feature, values, column, where)
 
 
@@ -108,6 +114,8 @@ def _several(table: datasets.Dataset, column: str, where: str, delimiter: str | 
     unknown = [number for number, row in enumerate(rows) if _is_unknown(row)]
     if unknown:
         raise _unlabelled(unknown, column, where, " An image with none of the classes has an empty list or string.")
+    if delimiter is not None and not any(delimiter in row for row in rows):
+        log.warning("--data.label_delimiter %r occurs in no row of the column %r of %s", delimiter, column, where)
     lists = rows if delimiter is None else [_parts(row, delimiter) for row in rows]
     feature = one_class(table.features[column])
     values = np.array(list(chain.from_iterable(lists)), dtype=object if is_string(feature) else np.int64)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from dataclasses import fields
+from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
@@ -29,7 +30,7 @@ from vitcls.data.sampling import SharedEvenly, TrainSampler, check_enough
 from vitcls.data.splits import Split
 from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
 from vitcls.errors import UserError, check_range
-from vitcls.types import Batch
+from vitcls.types import Batch, Sample
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ class ImageDataModule(LightningDataModule):
         self._mixer: BatchMixer | None = None
         self._image_spec: ImageSpec | None = None
         self.splits: dict[str, Split] = {}
-        self._images: dict[str, Images] = {}  # of the splits
+        self._ready: dict[str, Split] = {}  # the splits that have
+        self._images: dict[str, Images] = {}
         self.predict_images: Images | None = None
 
     def _said(self, choice: type[SourceChoice | RowChoice]) -> dict[str, Any]:
@@ -214,11 +216,11 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: data that is missing, ambiguous or has classes unknown to the model.
         """
-        before = dict(self.splits)
         self._open_stage(stage)
         for role, split in self.splits.items():
-            if before.get(role) is split:
+            if self._ready.get(role) is split:
                 continue
+            self._ready[role] = split
             log.info("%s: %d images, %d of %d classes", role, len(split), split.classes_seen, len(self.labels or ()))
             # One process builds a cache while the others wait, so it takes all cores.
             self._images[role] = split_images(split, self.hparams["cache"], self.image_spec, self._workers(1))
@@ -287,10 +289,11 @@ class ImageDataModule(LightningDataModule):
         return self._loader(rows, batch_size=self._eval_batch_size, sampler=sampler)
 
     def example_pixels(self, count: int) -> Tensor:
-        """The first validation images as the network takes them: (B, 3, S, S) float32, B <= `count`."""
+        """The first readable validation images, as the network takes them: (B, 3, S, S) float32, B <= `count`."""
         targets = self.splits["validation"].targets
         rows = ImageRows(self._images["validation"], self.image_spec.eval_transform, targets)
-        batch = collate([rows[position] for position in range(min(count, len(rows)))])
+        readable = (item for item in map(rows.__getitem__, range(len(rows))) if isinstance(item, Sample))
+        batch = collate(list(islice(readable, count)))
         return self.image_spec.normalise(batch["pixel_values"])
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -301,10 +304,9 @@ class ImageDataModule(LightningDataModule):
         """
         if not self._attached.predicting:
             role = "train" if self._attached.training else "test" if self._attached.testing else "validation"
-            rows = len(self.splits[role]) / self._attached.world_size
-            self._bad_images.take(
-                batch["bad"], rows, one_pass=(self._attached.state.stage, self._attached.current_epoch)
-            )
+            # In training each process meets all rows in the end, in evaluation its own share alone.
+            processes = 1 if role == "train" else self._attached.world_size
+            self._bad_images.take(batch["bad"], role, rows=len(self.splits[role]) / processes)
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -339,8 +341,7 @@ class ImageDataModule(LightningDataModule):
         return image_loader(rows, workers, self._attached.global_rank, pin_memory=on_gpu, **kwargs)
 
     def _workers(self, processes: int) -> int:
-        given = self.hparams["num_workers"]
-        return worker_count(processes) if given is None else given
+        return worker_count(self.hparams["num_workers"], processes)
 
 
 def _as_text(places: Any) -> Any:

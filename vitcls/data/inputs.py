@@ -21,6 +21,10 @@ def images_to_predict(place: str | None, dataset: str | None, split: str, image_
     Raises:
         UserError: neither is given, or there are no images.
     """
+    if dataset is not None and place is not None:
+        raise UserError(
+            f"Two things to predict: --data.predict {place!r} and --data.predict_dataset {dataset!r}; give one of them."
+        )
     if dataset is not None:
         return images_of_dataset(dataset, split, image_column)
     if place is None:
@@ -28,21 +32,24 @@ def images_to_predict(place: str | None, dataset: str | None, split: str, image_
             "Nothing to predict: give --data.predict with an image file, a folder, a pattern or a table, or "
             "--data.predict_dataset."
         )
-    return images_at(place)
+    return images_at(place, image_column)
 
 
-def images_at(place: str) -> Images:
-    """The images of a file, of a folder with its sub-folders, of a pattern, or of a table.
+def images_at(place: str, image_column: str | None = None) -> Images:
+    """The images of a file, of a folder with its sub-folders, of a table, or of a pattern of files or tables.
 
     Raises:
         UserError: there are none.
     """
     path = Path(place).expanduser()
-    if path.suffix.lower() in SUFFIXES and path.is_file():
-        return _images_of(TableSource(place).load("predict"), place)
-    if not path.exists() and glob.has_magic(place):
-        return FileImages(_matching(str(path)))
-    return FileImages(image_files(place))
+    if path.exists() or not glob.has_magic(place):
+        files = [path] if path.suffix.lower() in SUFFIXES and path.is_file() else image_files(place)
+    else:
+        files = _matching(str(path))
+    if not all(file.suffix.lower() in SUFFIXES for file in files):
+        return FileImages(files)
+    tables = [_image_column_of(TableSource(str(file)).load("predict"), image_column) for file in files]
+    return _images_of(datasets.concatenate_datasets(tables), place)
 
 
 def images_of_dataset(name: str, split: str, image_column: str | None) -> Images:
@@ -51,7 +58,7 @@ def images_of_dataset(name: str, split: str, image_column: str | None) -> Images
     Raises:
         UserError: no such dataset or split, or no images in it.
     """
-    return _images_of(DatasetSource(name).load(split), f"{split} of {name}", image_column)
+    return _images_of(_image_column_of(DatasetSource(name).load(split), image_column), f"{split} of {name}")
 
 
 def unlabelled(table: datasets.Dataset, name: str, image_column: str | None = None) -> Split:
@@ -65,8 +72,15 @@ def unlabelled(table: datasets.Dataset, name: str, image_column: str | None = No
     return Split(name, table, rows, targets=np.full(len(rows), -1), image_column=column, fingerprint="")
 
 
-def _images_of(table: datasets.Dataset, name: str, image_column: str | None = None) -> TableImages:
-    return TableImages(unlabelled(table, name, image_column), files_have_names=True)
+def _image_column_of(table: datasets.Dataset, image_column: str | None) -> datasets.Dataset:
+    """The images alone, as a column `image`; a name that was given for other data does not count."""
+    column = columns.image_column(table.features, image_column if image_column in table.features else None)
+    images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return images if column == "image" else images.rename_column(column, "image")
+
+
+def _images_of(table: datasets.Dataset, name: str) -> TableImages:
+    return TableImages(unlabelled(table, name), files_have_names=True)
 
 
 def _matching(pattern: str) -> list[Path]:

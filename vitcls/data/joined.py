@@ -10,6 +10,7 @@ from vitcls.data import columns
 from vitcls.data.label_form import LabelForm
 from vitcls.data.sources import DatasetSource, FolderSource
 from vitcls.data.tables import TableSource
+from vitcls.errors import UserError
 
 OneSource = DatasetSource | FolderSource | TableSource
 
@@ -34,9 +35,11 @@ class JoinedSource:
         Raises:
             UserError: one of the sources cannot be read, or its columns are ambiguous.
         """
-        return datasets.concatenate_datasets(
-            [self._uniform(source.load(split), split, form) for source in self.sources]
-        )
+        tables = [source.load(split) for source in self.sources]
+        for kind, name in (("image", self.image_column), ("label", self.label_column)):
+            if name is not None and not any(name in table.features for table in tables):
+                raise UserError(f"--data.{kind}_column names {name!r}, which none of the {len(tables)} sources has.")
+        return datasets.concatenate_datasets([self._uniform(table, split, form) for table in tables])
 
     def _uniform(self, table: datasets.Dataset, split: str, form: LabelForm) -> datasets.Dataset:
         features = table.features

@@ -43,7 +43,7 @@ def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> Tim
     Args:
         rows: the images.
         workers: processes that decode; they stay over the epochs.
-        rank: of the training process, so that no two draw the same augmentation.
+        rank: of the training process, for what they draw beside augmentation.
         kwargs: DataLoader's other arguments.
     """
     return TimedLoader(
@@ -56,8 +56,10 @@ def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> Tim
     )
 
 
-def worker_count(processes: int) -> int:
-    """Decoding processes for each of the training processes of this machine: their share of the cores, 1..8."""
+def worker_count(given: int | None, processes: int = 1) -> int:
+    """Decoding processes for each training process of this machine: as given, or its share of the cores, 1..8."""
+    if given is not None:
+        return given
     return min(MOST_WORKERS, max(1, usable_cores() // processes))
 
 

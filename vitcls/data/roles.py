@@ -7,7 +7,7 @@ import numpy as np
 from vitcls.data import columns
 from vitcls.data.choice import Source, SourceChoice
 from vitcls.data.joined import JoinedSource
-from vitcls.data.sources import DatasetSource
+from vitcls.data.overlap import share_rows
 from vitcls.data.splits import Split, fingerprint, matched
 from vitcls.errors import UserError
 
@@ -47,14 +47,13 @@ class Roles:
         Raises:
             UserError: the two share rows, or there is one class only.
         """
-        source, expression = self._sources.train()
-        train, own = self._open("train", source, expression), self._sources.validation()
+        chosen, own = self._sources.train(), self._sources.validation()
+        train = self._open("train", *chosen)
         if own is None:
             train, validation = train.carved(self._rows.validation_fraction, self._rows.split_seed)
         else:
             validation = self._open("validation", *own)
-            shared = source is own[0] and isinstance(source, DatasetSource) and source.overlap(expression, own[1])
-            if shared or validation.overlaps(train.record()):
+            if share_rows(chosen, own) or validation.overlaps(train.record()):
                 raise _trained_on(train, validation)
         if len(self.labels or ()) < 2:
             raise UserError(f"The training data has one class only ({self.labels}); a classifier needs two or more.")
@@ -66,8 +65,10 @@ class Roles:
         return self.fit()[1] if own is None else self._eval_limited(self._open("validation", *own))
 
     def test(self) -> Split:
-        """The rows to test on."""
-        return self._eval_limited(self._open("test", *self._sources.test()))
+        """The rows to test on; they know whether some of them were trained on."""
+        chosen = self._sources.test()
+        split = self._eval_limited(self._open("test", *chosen))
+        return replace(split, trained_on=self._sources.trains() and share_rows(self._sources.train(), chosen))
 
     def _eval_limited(self, split: Split) -> Split:
         return split.limited(self._rows.eval_limit, self._rows.split_seed)

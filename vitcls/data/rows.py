@@ -61,7 +61,7 @@ class TableImages:
     def read(self, position: int) -> bytes:
         """The bytes of the image's file, from the table or from the file that it names."""
         image = self._table[position][self._split.image_column]
-        if image is None:
+        if image is None or (image["bytes"] is None and image["path"] is None):
             raise BadImageError("the row has no image")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 

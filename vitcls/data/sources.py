@@ -58,7 +58,7 @@ class DatasetSource:
             raise UserError(
                 f"{self.name!r} has no split {base!r}: it has {listing(valid)}"
                 f"{suggestion(base, valid)}. Choose with --data.train_split, --data.validation_split "
-                "or --data.test_split."
+                "or --data.test_split (in predict: --data.predict_split)."
             )
         if self.name == DIGITS:
             return _sliced(split)

@@ -26,6 +26,7 @@ class Split:
         targets: (N,) int64 indices into the model's labels; of multilabel data (N, K) bool.
         image_column: where the images are.
         fingerprint: of the whole table, from `fingerprint`.
+        trained_on: whether the user's words alone say that rows of it are trained on.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Split:
     targets: Targets
     image_column: str
     fingerprint: str
+    trained_on: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -65,7 +65,7 @@ def table_files(pattern: str) -> list[str]:
     """
     if Path(pattern).expanduser().is_file():
         return [pattern]
-    found = sorted(glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207 - a pattern may be absolute
+    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 - a pattern may be absolute
     if not found:
         raise UserError(
             f"There is no file {pattern!r}; give parquet, arrow, CSV or JSON-lines files, or a pattern of them."

@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from vitcls.data.preprocess import ImageSpec
+from vitcls.data.seeding import seeded
 from vitcls.errors import UserError, suggestion
 
 Augment = Literal["none", "light", "standard", "strong"]
@@ -19,6 +20,7 @@ _NAMES = sorted(
     name
     for name, item in vars(v2).items()
     if inspect.isclass(item) and issubclass(item, v2.Transform) and item is not v2.Transform
+    if name not in ("MixUp", "CutMix")  # these mix a batch: data.mixup, data.cutmix
 )
 
 
@@ -61,9 +63,21 @@ def listed_transform(entries: list[dict[str, Any]], size: int) -> Transform:
         size: S, which they have to end with.
 
     Raises:
-        UserError: an unknown name or argument; on the first image, another shape at the end.
+        UserError: an unknown name or argument, or another shape at the end.
     """
-    return _Listed([_named(entry) for entry in entries], size)
+    named = [_named(entry) for entry in entries]
+    try:
+        transform = _Listed(named, size)
+        with seeded(0):
+            for shape in ((3, 2 * size, 3 * size), (3, 3 * size, 2 * size)):
+                transform(torch.zeros(shape, dtype=torch.uint8))
+    except UserError:
+        raise
+    except Exception as error:  # a transform raises whatever does not suit it
+        raise UserError(
+            f"--data.transforms cannot be applied to a uint8 image: {' '.join(str(error).split())}"
+        ) from error
+    return transform
 
 
 class RandomCrop(v2.RandomResizedCrop):
@@ -125,13 +139,13 @@ def _named(entry: dict[str, Any]) -> nn.Module:
     if name not in _NAMES:
         raise UserError(
             f"--data.transforms has {entry}; its name must be that of a transform of torchvision.transforms.v2"
-            f"{suggestion(str(name), _NAMES)}."
+            f"{suggestion(str(name), _NAMES)}, as in {{name: ColorJitter, brightness: 0.4}}."
         )
     if isinstance(arguments.get("interpolation"), str):
         arguments["interpolation"] = _interpolation(name, arguments["interpolation"])
     try:
         return getattr(v2, name)(**arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # as above
         takes = ", ".join(inspect.signature(getattr(v2, name)).parameters)
         raise UserError(f"--data.transforms: {name} refuses {arguments} ({error}); it takes {takes}.") from error
 

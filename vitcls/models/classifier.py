@@ -232,13 +232,13 @@ class ViTClassifier(LightningModule):
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
         """The loss (mean over B) of a batch, logged with the metrics of its stage."""
         labels = batch["labels"]
-        if not len(labels):  # every image of an evaluation batch was left out
-            return torch.zeros(())
-        logits = self._logits(batch["pixel_values"])
-        smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
-        loss = loss_of(self.task, logits, labels, smoothing)
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
-        metrics.update(loss, *measured(self.task, logits, labels))
+        loss = torch.zeros(())
+        if len(labels):  # else every image of an evaluation batch was left out
+            logits = self._logits(batch["pixel_values"])
+            smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
+            loss = loss_of(self.task, logits, labels, smoothing)
+            metrics.update(loss, *measured(self.task, logits, labels))
         self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
         self.log_dict(metrics.figures, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss
@@ -253,7 +253,9 @@ class ViTClassifier(LightningModule):
 
     def _keep_figures_of_labels(self, stage: str) -> None:
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
-        self.figures_of_labels[stage] = metrics.take_of_labels(self.hparams["labels"])
+        figures = metrics.take_of_labels(self.hparams["labels"])
+        if not self.trainer.sanity_checking:  # two batches choose no thresholds
+            self.figures_of_labels[stage] = figures
 
     # -- optimisation -----------------------------------------------------------------------
 
