@@ -1,7 +1,5 @@
 import csv
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -85,13 +83,3 @@ def test_an_image_counts_once_however_often_it_is_met():
 
 def test_repeated_draws_of_one_bad_image_do_not_end_the_run(vitcls, words):
     assert vitcls(*words, "--data.on_bad_image=skip", "--data.repeats=4")[0] == 0
-
-
-def test_two_processes_count_as_one(words, tmp_path):
-    command = [sys.executable, "-m", "vitcls", *words, "--data.on_bad_image=skip", "--data.max_bad_fraction=0.1"]
-    command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    figures = last_figures(tmp_path / "runs" / "run")
-    assert float(figures["val/bad_images"]) == 1
-    assert "train/green/003.jpg" in done.stdout

@@ -1,9 +1,6 @@
 """Whole commands with `--data.cache`."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -25,20 +22,6 @@ def test_a_fit_and_a_test_take_their_images_from_it(vitcls, fit_words, tmp_path,
     assert out.count(f"cache ({kind}): 21 images") == 1
     assert "test/accuracy" in out
     assert json.loads(next(caches().glob(f"{kind}-*/{CAUSES}")).read_text()) == {}
-
-
-def test_two_training_processes_share_one_build(fit_words, tmp_path):
-    words = ["--data.cache=raw", "--trainer.max_epochs=1", "--trainer.strategy=ddp", "--trainer.devices=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vitcls", *fit_words, *words],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    left = [path.name[:6] for path in (tmp_path / "hf" / "vitcls").iterdir()]
-    assert left == ["raw-37", "raw-37"]  # training and validation, no lock
 
 
 def test_a_kind_that_is_none_is_refused(refuses, fit_words):

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -14,10 +16,9 @@ import yaml
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
-def finish(command: list[str], status: int = 0) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=220, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def finish(command: list[str], status: int = 0, environment: Mapping[str, str] = {}) -> str:
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=220, env=settings)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
@@ -61,11 +62,21 @@ def test_ctrl_c_in_one_process_ends_both_after_the_same_batch(fit_words, tmp_pat
     assert torch.load(tmp_path / "runs" / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-def test_two_processes_fit_with_a_validation_split_and_test(vitcls, fit_words, tmp_path, colours):
-    """Their splits are opened before `setup`, to fetch them once, and are the same objects there."""
-    words = [*fit_words, "--data.train_split=train", "--data.validation_split=test[:60%]", *TWO]
-    for command in (words, ["test", "--ckpt_path", tmp_path / "runs" / "run", *TWO]):
-        done = subprocess.run(
-            [sys.executable, "-m", "vitcls", *map(str, command)], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+def test_two_processes_share_a_validation_split_a_cache_and_the_count_of_bad_images(fit_words, tmp_path, colours):
+    """The splits are opened before `setup`, to fetch them once, and are the same objects there."""
+    folder = tmp_path / "photos"
+    for split, source in (("train", "train"), ("validation", "test")):
+        shutil.copytree(colours / source, folder / split)
+        bad = folder / split / "green" / "003.jpg"
+        bad.write_bytes(bad.read_bytes()[:400])
+    words = [f"--data.dataset={folder}", "--data.on_bad_image=skip", "--data.max_bad_fraction=0.1", "--data.cache=raw"]
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    out = finish(
+        [sys.executable, "-m", "vitcls", *fit_words, *words, "--trainer.max_epochs=1", *TWO], environment=cache
+    )
+    with (tmp_path / "runs" / "run" / "metrics.csv").open(newline="") as file:
+        counts = [row["val/bad_images"] for row in csv.DictReader(file) if row["val/bad_images"]]
+    assert [float(count) for count in counts] == [1]
+    assert "train/green/003.jpg" in out
+    left = [path.name[:6] for path in (tmp_path / "hf" / "vitcls").iterdir()]
+    assert left == ["raw-37", "raw-37"]  # training and validation, no lock
