@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitcls.check.signature import THUMB, digest, signature
 from vitcls.data.decode import decode_file
+from vitcls.data.loaders import ignore_interrupts
 from vitcls.data.rows import FileImages, TableImages
 from vitcls.errors import BadImageError
 
@@ -95,7 +96,10 @@ def read_facts(images: TableImages | FileImages, workers: int, advance: Callable
 
 
 def _batches(images: TableImages | FileImages, workers: int) -> Iterator[tuple[Facts, list[str]]]:
-    return iter(DataLoader(_FactRows(images), batch_size=_BATCH, num_workers=workers, collate_fn=_together))
+    rows = _FactRows(images)
+    return iter(
+        DataLoader(rows, batch_size=_BATCH, num_workers=workers, collate_fn=_together, worker_init_fn=ignore_interrupts)
+    )
 
 
 def _together(items: list[tuple[Facts, str]]) -> tuple[Facts, list[str]]:

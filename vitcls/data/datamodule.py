@@ -13,6 +13,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from vitcls.data.arguments import check_arguments
 from vitcls.data.asked import Classifier
 from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
 from vitcls.data.cache import CacheKind
@@ -29,7 +30,7 @@ from vitcls.data.rows import ImageRows, Images
 from vitcls.data.sampling import SharedEvenly, TrainSampler, check_enough
 from vitcls.data.splits import Split
 from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
-from vitcls.errors import UserError, check_range
+from vitcls.errors import UserError
 from vitcls.types import Batch, Sample
 
 log = logging.getLogger(__name__)
@@ -155,27 +156,13 @@ class ImageDataModule(LightningDataModule):
         train_dir, validation_dir, test_dir = map(_as_text, (train_dir, validation_dir, test_dir))
         train_files, validation_files, test_files = map(_as_text, (train_files, validation_files, test_files))
         self.save_hyperparameters()
-        check_range("data.validation_fraction", validation_fraction, 0 < validation_fraction < 1, "between 0 and 1")
-        check_range(
-            "data.crop_scale", crop_scale, 0 < crop_scale[0] <= crop_scale[1] <= 1, "two rising numbers in (0, 1]"
-        )
-        check_range("data.crop_ratio", crop_ratio, 0 < crop_ratio[0] <= crop_ratio[1], "two rising numbers above 0")
-        check_range("data.mixup", mixup, mixup >= 0, "at least 0")
-        check_range("data.cutmix", cutmix, cutmix >= 0, "at least 0")
-        check_range("data.repeats", repeats, repeats >= 1, "at least 1")
-        check_range("data.label_delimiter", "''", label_delimiter != "", "at least one character")
-        check_range("data.flip", flip, 0 <= flip <= 1, "between 0 and 1")
-        check_range("data.num_workers", num_workers, num_workers is None or num_workers >= 0, "at least 0")
-        check_range("data.max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "between 0 and 1")
-        for name in ("batch_size", "eval_batch_size", "train_limit", "eval_limit"):
-            value = self.hparams[name]
-            check_range(f"data.{name}", value, value is None or value >= 1, "at least 1")
+        check_arguments(self.hparams)
         self._roles = Roles(SourceChoice(**self._said(SourceChoice)), RowChoice(**self._said(RowChoice)))
         self._bad_images = BadImages(on_bad_image, max_bad_fraction)
         self._mixer: BatchMixer | None = None
         self._image_spec: ImageSpec | None = None
         self.splits: dict[str, Split] = {}
-        self._ready: dict[str, Split] = {}  # the splits that have
+        self._ready: dict[str, Split] = {}  # whose images are at hand below
         self._images: dict[str, Images] = {}
         self.predict_images: Images | None = None
 

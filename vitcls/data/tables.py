@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from vitcls.data.label_form import is_string
 from vitcls.errors import UserError, listing
 
 # What a column of paths is called; metadata.csv of an image folder says `file_name`.
@@ -92,7 +93,7 @@ def _with_images(table: datasets.Dataset, file: Path) -> datasets.Dataset:
     encoded = [name for name, feature in features.items() if _holds_bytes(feature)]
     if encoded:
         return table.cast_column(encoded[0], datasets.Image()) if len(encoded) == 1 else table
-    paths = [name for name in PATH_NAMES if _is_text(features.get(name))]
+    paths = [name for name in PATH_NAMES if is_string(features.get(name))]
     if not paths:
         found = listing(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in features.items())
         raise UserError(
@@ -127,7 +128,3 @@ def _holds_bytes(feature: object) -> bool:
     if isinstance(feature, dict):  # a struct, as a file without the features of `datasets` has it
         return "bytes" in feature
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-
-
-def _is_text(feature: object) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
