@@ -92,7 +92,7 @@ def test_an_item_of_a_list_that_does_not_fit_is_the_value_that_is_told(refuses_w
         ("data.batch_size", "0", "0; it must be at least 1."),
         ("data.eval_limit", "-3", "-3; it must be at least 1."),
         ("data.validation_fraction", "1", "1.0; it must be between 0 and 1."),
-        ("data.crop_scale", "[0.9, 0.1]", "(0.9, 0.1); it must be two rising numbers in (0, 1]."),
+        ("data.crop_scale", "[0.9, 0.1]", "[0.9, 0.1]; it must be two rising numbers in (0, 1]."),
     ],
 )
 def test_a_number_out_of_range_is_told_with_its_option_and_the_range(key, value, valid, refuses_words):
