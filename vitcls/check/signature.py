@@ -1,8 +1,8 @@
 """What two copies of a picture have in common: digests, perceptual hashes, thumbnails."""
 
-import hashlib
-
 import numpy as np
+import torch
+import xxhash
 from numpy.typing import NDArray
 
 from vitcls.data.decode import Pixels
@@ -21,12 +21,18 @@ def _block_means(side: int) -> NDArray[np.float32]:
 _COSINES = np.cos(np.pi / GRID * (np.arange(GRID) + 0.5) * np.arange(8)[:, None]).astype(np.float32)
 _FREQUENCIES = _COSINES @ _block_means(GRID)
 _THUMB = _block_means(THUMB)
+# Both at once. With torch, which keeps to one thread in a worker: numpy's BLAS takes every core in each of
+# them, and reading the flower photos then took 7 times as long.
+_ROWS = torch.from_numpy(np.concatenate([_FREQUENCIES, _THUMB]))
 _ODD_COLUMNS = np.arange(8) % 2 == 1  # these frequencies change their sign when a picture is mirrored
 
 
 def digest(data: bytes) -> bytes:
-    """16 bytes that files with the same content share, and in practice no others."""
-    return hashlib.blake2b(data, digest_size=16).digest()
+    """16 bytes that files with the same content share, and in practice no others.
+
+    XXH3 takes a tenth of the time of the cryptographic digests; nobody gains by forging a copy of a picture.
+    """
+    return xxhash.xxh3_128_digest(data)
 
 
 def signature(pixels: Pixels) -> tuple[int, int, NDArray[np.uint8]]:
@@ -43,11 +49,11 @@ def signature(pixels: Pixels) -> tuple[int, int, NDArray[np.uint8]]:
     """
     height, width = pixels.shape[:2]
     sampled = pixels.take(_spread(height), axis=0).take(_spread(width), axis=1)
-    channels = np.moveaxis(sampled, -1, 0).astype(np.float32, order="C")
-    frequencies = _FREQUENCIES @ channels.sum(0) @ _FREQUENCIES.T
-    thumb = np.moveaxis(_THUMB @ channels @ _THUMB.T, 0, -1)
+    by_rows = (_ROWS @ torch.from_numpy(sampled).view(SAMPLES, -1).float()).view(2, 8, SAMPLES, 3)
+    frequencies = (by_rows[0].sum(2) @ _ROWS[:8].T).numpy()
+    thumb = (_ROWS[8:] @ by_rows[1]).round().to(torch.uint8)
     mirrored = np.where(_ODD_COLUMNS, -frequencies, frequencies)
-    return _bits(frequencies), _bits(mirrored), thumb.round().astype(np.uint8)
+    return _bits(frequencies), _bits(mirrored), thumb.numpy()
 
 
 def _spread(length: int) -> NDArray[np.int64]:
@@ -57,5 +63,5 @@ def _spread(length: int) -> NDArray[np.int64]:
 
 def _bits(frequencies: NDArray[np.float32]) -> int:
     values = frequencies.reshape(-1)
-    signs = values > np.median(values[1:])  # without the mean brightness
+    signs = values > np.sort(values[1:])[31]  # their median, without the mean brightness
     return int.from_bytes(np.packbits(signs).tobytes(), "big")
