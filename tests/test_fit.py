@@ -231,7 +231,6 @@ def test_a_pickle_is_not_executed(refuses, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_ctrl_c_ends_cleanly_and_the_run_goes_on(vitcls, fit_words, tmp_path, keeps_sigint):
     interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 5}}
     (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [interrupt]}}))

@@ -80,6 +80,23 @@ def test_a_resume_draws_what_the_training_would_have_drawn(vitcls, fit_words, tm
     assert orders[0] != orders[1]
 
 
+def test_a_resume_inside_an_epoch_goes_on_with_the_images_that_were_not_seen(vitcls, fit_words, tmp_path, keeps_sigint):
+    order = {"class_path": "tests.interrupting.KeepOrder", "init_args": {"file": str(tmp_path / "order.json")}}
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 6}}
+    for name, callbacks in (("order", [order]), ("interrupt", [interrupt])):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    assert vitcls(*fit_words, "--config", tmp_path / "order.yaml", "--run_name=whole")[0] == 0
+    whole = json.loads((tmp_path / "order.json").read_text())
+    assert vitcls(*fit_words, "--config", tmp_path / "interrupt.yaml")[0] == 130
+    run = tmp_path / "runs" / "run"
+    assert vitcls("fit", "--ckpt_path", run, "--config", tmp_path / "order.yaml")[0] == 0
+    assert json.loads((tmp_path / "order.json").read_text()) == whole[-22:]  # 54 images in batches of 16
+    weights = [
+        torch.load(run.parent / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "run")
+    ]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_a_resume_from_an_earlier_checkpoint_leaves_no_step_twice(vitcls, run):
     shutil.copy(run / "best.ckpt", run / "early.ckpt")
     content = torch.load(run / "early.ckpt", weights_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitcls import runs
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.splits import Split
+from vitcls.data.streamed import StreamedSplit
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.folder import TOLERANCE, reload_difference, write_model_folder
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 IMAGES_COMPARED = 4  # validation images on which a reloaded model must give the same logits
 
 
-def write_start(run: Path, config: str, splits: Mapping[str, Split], data: Mapping[str, Any]) -> None:
+def write_start(run: Path, config: str, splits: Mapping[str, Split | StreamedSplit], data: Mapping[str, Any]) -> None:
     """config.yaml, complete, and splits.json: which rows train and which validate.
 
     Args:
@@ -39,7 +40,7 @@ def write_start(run: Path, config: str, splits: Mapping[str, Split], data: Mappi
     (run / runs.SPLITS).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
-def check_same_data(run: Path, splits: Mapping[str, Split]) -> None:
+def check_same_data(run: Path, splits: Mapping[str, Split | StreamedSplit]) -> None:
     """Refuse to validate a run on rows that it was trained on.
 
     The share of the training rows that validates is chosen anew from the data; where images were
@@ -54,7 +55,7 @@ def check_same_data(run: Path, splits: Mapping[str, Split]) -> None:
         if role not in splits or recorded is None:
             continue
         split = splits[role]
-        leaks = role == "validation" and split.overlaps(trained)
+        leaks = role == "validation" and isinstance(split, Split) and split.overlaps(trained)
         if split.fingerprint != recorded["fingerprint"] or leaks:
             raise UserError(
                 f"The {role} data ({split.name!r}) is not that of the run {run}: images, classes or the share have "

@@ -17,6 +17,7 @@ Task = Literal["multiclass", "multilabel"]
 # What the rows of a table are to be recognised as: (N,) int64 class indices, or of multilabel data
 # (N, K) bool, whether a row has a class.
 Targets = NDArray[np.int64] | NDArray[np.bool_]
+Target = int | NDArray[np.bool_]  # of a single row: the class, or (K,)
 TOP = 5  # T: how many of the best classes predictions keep and top5 counts
 
 

@@ -22,6 +22,7 @@ from vitcls.check.timing import seconds_per_image
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.loaders import worker_count
 from vitcls.data.rows import TableImages
+from vitcls.data.splits import Split
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.models.classifier import ViTClassifier
 from vitcls.runs import DEFAULT_ROOT
@@ -90,6 +91,11 @@ def run_check(words: list[str]) -> int:
     fail_on = _kinds(config.fail_on)
     folder = _folder(config)
     data, model = cli.datamodule, cli.model
+    if data.hparams["streaming"]:
+        raise UserError(
+            "check reads all images of a table, and --data.streaming keeps none; say --data.streaming false where the "
+            "files fit, or check some of them with --data.train_files."
+        )
     untested = _open_splits(cli.trainer, data, model)
     checked = _read(data)
     labels = data.labels or []
@@ -141,7 +147,7 @@ def _read(data: ImageDataModule) -> dict[str, Checked]:
     workers = worker_count(data.hparams["num_workers"])
     checked = {}
     with Progress(transient=True) as progress:
-        for role, split in data.splits.items():
+        for role, split in cast(dict[str, Split], data.splits).items():
             task = progress.add_task(f"reading {role}", total=len(split))
             read = read_facts(TableImages(split), workers, partial(progress.advance, task))
             checked[role] = Checked(split, read)

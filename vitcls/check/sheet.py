@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import simplejpeg
@@ -30,7 +30,7 @@ def sample_sheet(data: ImageDataModule) -> dict[str, list[str]]:
         data: set up for fit.
     """
     rows = data.train_dataloader().dataset
-    split = data.splits["train"]
+    split = cast(Split, data.splits["train"])
     members: dict[int, list[int]] = {}
     for position in range(len(split)):
         for class_id in split.classes_of(position):

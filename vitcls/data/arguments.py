@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vitcls.errors import check_range
+from vitcls.errors import UserError, check_range
 
 _SHARES = ("flip", "max_bad_fraction")
-_COUNTS = ("batch_size", "eval_batch_size", "train_limit", "eval_limit", "repeats")  # None: not given
+_COUNTS = ("batch_size", "eval_batch_size", "train_limit", "eval_limit", "repeats", "stream_buffer", "train_rows")
+# What chooses among the rows, or keeps them, and what it is where it does nothing.
+_NOT_OF_STREAMS = {"train_limit": None, "repeats": 1, "sampling": "shuffle", "cache": "none"}
 _NOT_NEGATIVE = ("num_workers", "mixup", "cutmix")
 
 
@@ -25,8 +27,20 @@ def check_arguments(said: Mapping[str, Any]) -> None:
         check_range(f"data.{name}", said[name], said[name] is None or said[name] >= 1, "at least 1")
     for name in _NOT_NEGATIVE:
         check_range(f"data.{name}", said[name], said[name] is None or said[name] >= 0, "at least 0")
+    _check_streaming(said)
     fraction, scale, ratio = said["validation_fraction"], said["crop_scale"], said["crop_ratio"]
     check_range("data.validation_fraction", fraction, 0 < fraction < 1, "between 0 and 1")
     check_range("data.crop_scale", scale, 0 < scale[0] <= scale[1] <= 1, "two rising numbers in (0, 1]")
     check_range("data.crop_ratio", ratio, 0 < ratio[0] <= ratio[1], "two rising numbers above 0")
     check_range("data.label_delimiter", "''", said["label_delimiter"] != "", "at least one character")
+
+
+def _check_streaming(said: Mapping[str, Any]) -> None:
+    if not said["streaming"] and said["train_rows"] is not None:
+        raise UserError(f"--data.train_rows {said['train_rows']} is for --data.streaming true; leave it out.")
+    for name, idle in _NOT_OF_STREAMS.items():
+        if said["streaming"] and said[name] != idle:
+            raise UserError(
+                f"--data.{name} {said[name]} needs to know all training rows beforehand, and --data.streaming reads "
+                "them one after the other; leave one of the two out."
+            )

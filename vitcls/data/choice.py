@@ -33,6 +33,7 @@ class SourceChoice:
     image_column: str | None = None
     label_column: str | None = None
     label_delimiter: str | None = None
+    streaming: bool = False
 
     def trains(self) -> bool:
         """Whether training data is named."""
@@ -92,7 +93,7 @@ class SourceChoice:
     @cached_property
     def _named(self) -> DatasetSource:
         assert self.dataset is not None
-        return DatasetSource(self.dataset, self.config_name, self.revision)
+        return DatasetSource(self.dataset, self.config_name, self.revision, split_alone=self.streaming)
 
     def _local(self, role: str, folders: Places | None, files: Places | None) -> tuple[Source, str] | None:
         """The folders and files of a role, as one source, and its split there."""

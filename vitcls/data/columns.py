@@ -18,6 +18,7 @@ from vitcls.data.label_form import (
     is_name_or_number,
     is_string,
     one_class,
+    parts,
 )
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.types import Targets
@@ -116,7 +117,7 @@ def _several(table: datasets.Dataset, column: str, where: str, delimiter: str | 
         raise _unlabelled(unknown, column, where, " An image with none of the classes has an empty list or string.")
     if delimiter is not None and not any(delimiter in row for row in rows):
         log.warning("--data.label_delimiter %r occurs in no row of the column %r of %s", delimiter, column, where)
-    lists = rows if delimiter is None else [_parts(row, delimiter) for row in rows]
+    lists = rows if delimiter is None else [parts(row, delimiter) for row in rows]
     feature = one_class(table.features[column])
     values = np.array(list(chain.from_iterable(lists)), dtype=object if is_string(feature) else np.int64)
     flat = _named(feature, values, column, where)
@@ -142,10 +143,6 @@ def _named(feature: object, values: NDArray, column: str, where: str) -> Labelle
 def _is_unknown(several: list[Any] | str | None) -> bool:
     # -1 is the Hub's custom for hidden test labels.
     return several is None or (isinstance(several, list) and any(one is None or one == -1 for one in several))
-
-
-def _parts(text: str, delimiter: str) -> list[str]:
-    return [part.strip() for part in text.split(delimiter) if part.strip()]
 
 
 def _checked(values: NDArray, column: str, where: str) -> NDArray[np.int64]:

@@ -15,23 +15,25 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from vitcls.data.arguments import check_arguments
 from vitcls.data.asked import Classifier
-from vitcls.data.bad_images import EVALUATION, TRAINING, BadImages, OnBadImage
+from vitcls.data.bad_images import EVALUATION, BadImages, OnBadImage
 from vitcls.data.cache import CacheKind
 from vitcls.data.cache_building import split_images
 from vitcls.data.choice import Places, SourceChoice
 from vitcls.data.collate import collate
 from vitcls.data.inputs import images_to_predict
 from vitcls.data.label_form import LabelForm
-from vitcls.data.loaders import image_loader, worker_count
+from vitcls.data.loaders import ResumableLoader, TimedLoader, image_loader, worker_count
 from vitcls.data.mixing import BatchMixer
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import ImageRows, Images
-from vitcls.data.sampling import SharedEvenly, TrainSampler, check_enough
+from vitcls.data.sampling import SharedEvenly, check_enough
 from vitcls.data.splits import Split
+from vitcls.data.streamed import StreamedImages, StreamedSplit
+from vitcls.data.training import training_rows
 from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
 from vitcls.errors import UserError
-from vitcls.types import Batch, Sample
+from vitcls.types import Batch, Sample, Targets
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,10 @@ class ImageDataModule(LightningDataModule):
         label_column: column of the classes, where it is not the only one.
         label_delimiter: with `model.task: multilabel`, what separates the classes of an image in one
             string, such as `|`, where the column holds strings and no lists.
+        streaming: reads the training rows while it trains on them, for sets larger than the disk: a dataset, or
+            parquet `train_files`. Validation and test rows are fetched as ever, but only their own files.
+        stream_buffer: images of a stream that are held, as files, to draw the next one from.
+        train_rows: how many rows a stream has, where its metadata do not tell.
         resize: how an image becomes square for evaluation: `squash`, `crop` (the centre) or
             `letterbox`. Not given: as the checkpoint's image processor does.
         tta: test-time augmentation, for validate, test and predict: an image is also seen mirrored
@@ -129,6 +135,9 @@ class ImageDataModule(LightningDataModule):
         image_column: str | None = None,
         label_column: str | None = None,
         label_delimiter: str | None = None,
+        streaming: bool = False,
+        stream_buffer: int = 1000,
+        train_rows: int | None = None,
         resize: Resize | None = None,
         tta: Literal["flip", "five_crop"] | None = None,
         augment: Augment = "light",
@@ -161,10 +170,12 @@ class ImageDataModule(LightningDataModule):
         self._bad_images = BadImages(on_bad_image, max_bad_fraction)
         self._mixer: BatchMixer | None = None
         self._image_spec: ImageSpec | None = None
-        self.splits: dict[str, Split] = {}
-        self._ready: dict[str, Split] = {}  # whose images are at hand below
+        self.splits: dict[str, Split | StreamedSplit] = {}
+        self._ready: dict[str, Split | StreamedSplit] = {}  # whose images are at hand below
         self._images: dict[str, Images] = {}
         self.predict_images: Images | None = None
+        self._train_loader: ResumableLoader | None = None
+        self._interrupted: dict[str, int] | None = None
 
     def _said(self, choice: type[SourceChoice | RowChoice]) -> dict[str, Any]:
         return {field.name: self.hparams[field.name] for field in fields(choice)}
@@ -208,9 +219,10 @@ class ImageDataModule(LightningDataModule):
             if self._ready.get(role) is split:
                 continue
             self._ready[role] = split
-            log.info("%s: %d images, %d of %d classes", role, len(split), split.classes_seen, len(self.labels or ()))
-            # One process builds a cache while the others wait, so it takes all cores.
-            self._images[role] = split_images(split, self.hparams["cache"], self.image_spec, self._workers(1))
+            log.info("%s: %s", role, split.described(self.labels or ()))
+            if isinstance(split, Split):
+                # One process builds a cache while the others wait, so it takes all cores.
+                self._images[role] = split_images(split, self.hparams["cache"], self.image_spec, self._workers(1))
         if self.predict_images is not None:
             log.info("predict: %d images", len(self.predict_images))
 
@@ -232,22 +244,36 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented."""
         split = self.splits["train"]
-        rows = ImageRows(
-            self._images["train"], self._train_transform(), split.targets, TRAINING[self.hparams["on_bad_image"]]
-        )
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
         mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
         if mixup or cutmix:
             self._mixer = BatchMixer(mixup, cutmix, len(self.labels or ()), (seed, self._attached.global_rank))
-        sampler = TrainSampler(
-            split.targets,
+        rows, sampler = training_rows(
+            split,
+            self._images.get("train"),
+            self._train_transform(),
+            self.hparams,
             seed=seed,
             processes=self._attached.world_size,
             rank=self._attached.global_rank,
-            repeats=self.hparams["repeats"],
-            balanced=self.hparams["sampling"] == "balanced",
         )
-        return self._loader(rows, batch_size=self.hparams["batch_size"], sampler=sampler)
+        loader = self._loader(rows, batch_size=self.hparams["batch_size"], sampler=sampler)
+        self._train_loader = cast(ResumableLoader, loader)
+        if self._interrupted is not None:
+            self._train_loader.load_state_dict(self._interrupted)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: how far the training set was gone through.
+
+        Lightning asks the loader itself too, but gives nothing back where the loader was made before the
+        loops were restored, as it is for the number of steps that a schedule needs (2.6).
+        """
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after an interruption."""
+        self._interrupted = state_dict.get("train_loader")
 
     def _train_transform(self) -> Transform:
         if self.hparams["transforms"] is not None:
@@ -277,8 +303,7 @@ class ImageDataModule(LightningDataModule):
 
     def example_pixels(self, count: int) -> Tensor:
         """The first readable validation images, as the network takes them: (B, 3, S, S) float32, B <= `count`."""
-        targets = self.splits["validation"].targets
-        rows = ImageRows(self._images["validation"], self.image_spec.eval_transform, targets)
+        rows = ImageRows(self._images["validation"], self.image_spec.eval_transform, self._targets("validation"))
         readable = (item for item in map(rows.__getitem__, range(len(rows))) if isinstance(item, Sample))
         batch = collate(list(islice(readable, count)))
         return self.image_spec.normalise(batch["pixel_values"])
@@ -316,13 +341,16 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, role: str) -> DataLoader:
         instead = EVALUATION[self.hparams["on_bad_image"]]
-        rows = ImageRows(self._images[role], self._eval_transform, self.splits[role].targets, instead)
+        rows = ImageRows(self._images[role], self._eval_transform, self._targets(role), instead)
         if self._attached.world_size == 1:
             return self._loader(rows, batch_size=self._eval_batch_size)
         shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)
         return self._loader(rows, batch_sampler=shares)
 
-    def _loader(self, rows: ImageRows, **kwargs: Any) -> DataLoader:
+    def _targets(self, role: str) -> Targets:
+        return cast(Split, self.splits[role]).targets
+
+    def _loader(self, rows: ImageRows | StreamedImages, **kwargs: Any) -> TimedLoader:
         workers = self._workers(self._attached.num_devices)
         on_gpu = self._attached.strategy.root_device.type == "cuda"
         return image_loader(rows, workers, self._attached.global_rank, pin_memory=on_gpu, **kwargs)

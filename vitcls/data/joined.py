@@ -8,8 +8,9 @@ import numpy as np
 
 from vitcls.data import columns
 from vitcls.data.label_form import LabelForm
-from vitcls.data.sources import DatasetSource, FolderSource
-from vitcls.data.tables import TableSource
+from vitcls.data.sources import DatasetSource, FolderSource, no_stream
+from vitcls.data.streams import Stream
+from vitcls.data.tables import TableSource, stream_of
 from vitcls.errors import UserError
 
 OneSource = DatasetSource | FolderSource | TableSource
@@ -40,6 +41,17 @@ class JoinedSource:
             if name is not None and not any(name in table.features for table in tables):
                 raise UserError(f"--data.{kind}_column names {name!r}, which none of the {len(tables)} sources has.")
         return datasets.concatenate_datasets([self._uniform(table, split, form) for table in tables])
+
+    def stream(self, split: str) -> Stream:
+        """The rows of parquet files, read while they are iterated over.
+
+        Raises:
+            UserError: one of the sources is no parquet file, or cannot be read.
+        """
+        files = [source.file for source in self.sources if isinstance(source, TableSource)]
+        if len(files) < len(self.sources):
+            raise no_stream()
+        return stream_of(files, split)
 
     def _uniform(self, table: datasets.Dataset, split: str, form: LabelForm) -> datasets.Dataset:
         features = table.features

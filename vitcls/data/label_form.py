@@ -68,6 +68,11 @@ def one_class(feature: object) -> object:
     return feature.feature if is_list(feature) else feature  # type: ignore[attr-defined]
 
 
+def parts(text: str, delimiter: str) -> list[str]:
+    """The classes in one string."""
+    return [part.strip() for part in text.split(delimiter) if part.strip()]
+
+
 def is_list(feature: object) -> bool:
     """Whether a column holds a list in each row."""
     return isinstance(feature, (datasets.List, datasets.LargeList))

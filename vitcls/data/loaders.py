@@ -5,13 +5,15 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader
 
 from vitcls.data.collate import collate
 from vitcls.data.rows import ImageRows
+from vitcls.data.sampling import TrainSampler
+from vitcls.data.streamed import StreamedImages, StreamSampler
 
 MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
 
@@ -37,7 +39,39 @@ class TimedLoader(DataLoader):
             yield batch
 
 
-def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> TimedLoader:
+class ResumableLoader(TimedLoader):
+    """The loader of a training set: an interrupted epoch goes on with the batches that were not taken yet.
+
+    Its sampler must give the same epoch again and skip its first `skip` rows. Lightning keeps the state of
+    a loader that has one in its checkpoints, the first process's for all of them.
+    """
+
+    _taken = 0  # batches of this epoch
+    _interrupted: tuple[int, int] = (-1, 0)  # epoch, and the batches of it that were taken
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were taken: those read ahead are not."""
+        return {"epoch": self._sampler.epoch, "batches": self._taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after an interruption."""
+        self._interrupted = state["epoch"], state["batches"]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        epoch, batches = self._interrupted
+        self._taken = batches if epoch == self._sampler.epoch else 0
+        self._interrupted = (-1, 0)
+        self._sampler.skip = self._taken * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._taken += 1
+            yield batch
+
+    @property
+    def _sampler(self) -> TrainSampler | StreamSampler:
+        return cast(TrainSampler | StreamSampler, self.sampler)
+
+
+def image_loader(rows: ImageRows | StreamedImages, workers: int, rank: int, **kwargs: Any) -> TimedLoader:
     """Batches of images.
 
     Args:
@@ -46,7 +80,8 @@ def image_loader(rows: ImageRows, workers: int, rank: int, **kwargs: Any) -> Tim
         rank: of the training process, for what they draw beside augmentation.
         kwargs: DataLoader's other arguments.
     """
-    return TimedLoader(
+    resumable = isinstance(kwargs.get("sampler"), (TrainSampler, StreamSampler))
+    return (ResumableLoader if resumable else TimedLoader)(
         rows,
         num_workers=workers,
         persistent_workers=workers > 0,

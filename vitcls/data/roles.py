@@ -9,6 +9,8 @@ from vitcls.data.choice import Source, SourceChoice
 from vitcls.data.joined import JoinedSource
 from vitcls.data.overlap import share_rows
 from vitcls.data.splits import Split, fingerprint, matched
+from vitcls.data.stream_classes import RowTarget, declared_classes
+from vitcls.data.streamed import StreamedSplit
 from vitcls.errors import UserError
 
 
@@ -20,6 +22,7 @@ class RowChoice:
     split_seed: int
     train_limit: int | None
     eval_limit: int | None
+    train_rows: int | None = None
 
 
 class Roles:
@@ -41,13 +44,15 @@ class Roles:
         self.labels: list[str] | None = None
         self.form = columns.ONE_CLASS
 
-    def fit(self) -> tuple[Split, Split]:
+    def fit(self) -> tuple[Split | StreamedSplit, Split]:
         """The rows to train and to validate on.
 
         Raises:
             UserError: the two share rows, or there is one class only.
         """
         chosen, own = self._sources.train(), self._sources.validation()
+        if self._sources.streaming:
+            return self._fit_streamed(chosen, own)
         train = self._open("train", *chosen)
         if own is None:
             train, validation = train.carved(self._rows.validation_fraction, self._rows.split_seed)
@@ -55,9 +60,40 @@ class Roles:
             validation = self._open("validation", *own)
             if share_rows(chosen, own) or validation.overlaps(train.record()):
                 raise _trained_on(train, validation)
-        if len(self.labels or ()) < 2:
-            raise UserError(f"The training data has one class only ({self.labels}); a classifier needs two or more.")
+        _check_several(self.labels)
         return train.limited(self._rows.train_limit, self._rows.split_seed), self._eval_limited(validation)
+
+    def _fit_streamed(self, chosen: tuple[Source, str], own: tuple[Source, str] | None) -> tuple[StreamedSplit, Split]:
+        if own is None:
+            raise UserError(
+                "--data.streaming cannot keep a share of the training rows for validation; give a validation set with "
+                "--data.validation_split, --data.validation_dir or --data.validation_files."
+            )
+        train, validation = self._stream(*chosen), self._open("validation", *own)
+        if share_rows(chosen, own):
+            raise _trained_on(train, validation)
+        return train, self._eval_limited(validation)
+
+    def _stream(self, source: Source, split: str) -> StreamedSplit:
+        stream = source.stream(split)
+        features, form = stream.table.features, self.form
+        label = columns.label_column(features, self._sources.label_column, form)
+        self.labels = self.labels or declared_classes(features[label], label)
+        _check_several(self.labels)
+        rows = self._rows.train_rows or stream.rows
+        if rows is None:
+            raise UserError(
+                f"How many rows the stream of {split!r} has is not known from its metadata, and so neither is the "
+                "number of steps; say it with --data.train_rows."
+            )
+        return StreamedSplit(
+            name=split,
+            stream=stream,
+            rows=rows,
+            image_column=columns.image_column(features, self._sources.image_column),
+            label_column=label,
+            target=RowTarget(features[label], form, self.labels, split),
+        )
 
     def validation(self) -> Split:
         """The rows to validate on, without training."""
@@ -102,7 +138,12 @@ class Roles:
         )
 
 
-def _trained_on(train: Split, validation: Split) -> UserError:
+def _check_several(labels: list[str] | None) -> None:
+    if len(labels or ()) < 2:
+        raise UserError(f"The training data has one class only ({labels}); a classifier needs two or more.")
+
+
+def _trained_on(train: Split | StreamedSplit, validation: Split) -> UserError:
     return UserError(
         f"Rows of {train.name!r} would be trained on and validated on ({validation.name!r}); the best epoch "
         "would be chosen by what was learned by heart. Give splits without common rows."

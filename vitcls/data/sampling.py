@@ -109,6 +109,7 @@ class TrainSampler(DistributedSampler[Draw]):
         self._targets = targets
         self._draws = len(targets) * repeats
         self._balanced = balanced
+        self.skip = 0  # draws at the start of the next epoch that were taken before an interruption
         self.num_samples = -(-self._draws // processes)  # equal numbers of steps: a few rows may come twice
 
     def __iter__(self) -> Iterator[Draw]:
@@ -117,7 +118,7 @@ class TrainSampler(DistributedSampler[Draw]):
         positions = np.resize(positions, self.num_samples * self.num_replicas)
         seeds = random.integers(2**63, size=len(positions))
         own = slice(self.rank, None, self.num_replicas)
-        return map(Draw, positions[own].tolist(), seeds[own].tolist())
+        return map(Draw, positions[own][self.skip :].tolist(), seeds[own][self.skip :].tolist())
 
     def _positions(self, random: np.random.Generator) -> NDArray[np.int64]:
         """(draws,) positions in the order of the epoch."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 
 from vitcls.data import digits
+from vitcls.data.streams import Stream
 from vitcls.errors import UserError, listing, suggestion
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,14 @@ class DatasetSource:
         name: Hub id, local folder that `datasets.load_dataset` understands, or `digits`.
         config_name: configuration of a Hub dataset that has several.
         revision: branch, tag or commit of a Hub dataset.
+        split_alone: whether `load` fetches the files of its split only; `datasets` would fetch those of all
+            splits, which may be more than the disk holds.
     """
 
     name: str
     config_name: str | None = None
     revision: str | None = None
+    split_alone: bool = False
 
     @cached_property
     def splits(self) -> list[str]:
@@ -63,12 +67,52 @@ class DatasetSource:
         if self.name == DIGITS:
             return _sliced(split)
         with self._explained():
-            return datasets.load_dataset(self._path(), self.config_name, split=split, revision=self.revision)
+            where = (self._path(), self.config_name)
+            if self.split_alone:
+                files = {base: self._files[base] for base in bases_of(split)}
+                return datasets.load_dataset(
+                    *where, split=split, revision=self.revision, data_files=files, verification_mode="no_checks"
+                )
+            return datasets.load_dataset(*where, split=split, revision=self.revision)
+
+    def stream(self, split: str) -> Stream:
+        """Rows of one split, read while they are iterated over.
+
+        Raises:
+            UserError: no such split, a part of one, no such folder, or the Hub cannot be reached.
+        """
+        if self.name == DIGITS:
+            raise UserError("The digits are in memory already; leave --data.streaming out.")
+        if split not in self.splits:
+            raise UserError(
+                f"--data.streaming reads whole splits, but --data.train_split is {split!r}; the splits of "
+                f"{self.name!r}: {listing(self.splits)}."
+            )
+        with self._explained():
+            table = datasets.load_dataset(
+                self._path(), self.config_name, split=split, revision=self.revision, streaming=True
+            )
+            return Stream(table, self._files[split], self._rows_said(split))
+
+    @cached_property
+    def _builder(self) -> datasets.DatasetBuilder:
+        return datasets.load_dataset_builder(self._path(), self.config_name, revision=self.revision)
+
+    @property
+    def _files(self) -> dict[str, list[str]]:
+        return dict(self._builder.config.data_files)
+
+    def _rows_said(self, split: str) -> int | None:
+        """How many rows the dataset's card says that a split has."""
+        said = (self._builder.info.splits or {}).get(split)
+        return said.num_examples or None if said is not None else None
 
     def overlap(self, one: str, other: str) -> bool:
         """Whether two split expressions, such as `train` and `train[:10]`, share rows."""
         if not bases_of(one) & bases_of(other):
             return False
+        if {one, other} & bases_of(one) & bases_of(other):
+            return True  # one of them is the whole split
         lengths = {base: len(self.load(base)) for base in bases_of(one) | bases_of(other)}
         parts = [datasets.ReadInstruction.from_spec(split).to_absolute(lengths) for split in (one, other)]
         return any(
@@ -142,6 +186,18 @@ class FolderSource:
         if empty:
             log.warning("no images in %s: %s", folder, listing(empty))
         return table
+
+    def stream(self, split: str) -> Stream:
+        """Refused: files in folders are on the disk already."""
+        raise no_stream()
+
+
+def no_stream() -> UserError:
+    """Of what cannot be streamed, or need not be."""
+    return UserError(
+        "--data.streaming reads parquet files (--data.train_files) or a dataset (--data.dataset); image folders are "
+        "read file by file anyway, so leave it out."
+    )
 
 
 def _check_depth(table: datasets.Dataset, folder: Path) -> None:

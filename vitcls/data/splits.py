@@ -1,7 +1,7 @@
 """Which rows are trained, validated and tested on: chosen by seed, kept for the record."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -44,6 +44,10 @@ class Split:
     def classes_seen(self) -> int:
         """How many of the classes occur in its rows."""
         return len(occurring(self.targets))
+
+    def described(self, labels: Sequence[str]) -> str:
+        """How much it holds, for a person."""
+        return f"{len(self)} images, {self.classes_seen} of {len(labels)} classes"
 
     def classes_of(self, position: int) -> list[int]:
         """The class of a row, or of multilabel data its classes, which may be none."""

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import datasets
 
 from vitcls.data.label_form import is_string
+from vitcls.data.streams import Stream
 from vitcls.errors import UserError, listing
 
 # What a column of paths is called; metadata.csv of an image folder says `file_name`.
@@ -57,6 +59,29 @@ class TableSource:
             raise UserError(f"The table {self.file!r} could not be read ({cause[0]}).") from error
         return _with_images(table, file)
 
+    def stream(self, split: str) -> Stream:
+        """Its rows, read while they are iterated over; as `stream_of`."""
+        return stream_of([self.file], split)
+
+
+def stream_of(files: Sequence[str], split: str) -> Stream:
+    """The rows of parquet files, read while they are iterated over.
+
+    Raises:
+        UserError: a file is not parquet, cannot be read, or has no images in it.
+    """
+    others = [file for file in files if Path(file).suffix.lower() != ".parquet"]
+    if others:
+        raise UserError(f"--data.streaming reads parquet files, but {others[0]!r} is none; leave it out for tables.")
+    places = [str(Path(file).expanduser().resolve()) for file in files]
+    try:
+        table = datasets.load_dataset(
+            "parquet", data_files={split: [glob.escape(place) for place in places]}, split=split, streaming=True
+        )
+        return Stream(_with_images(table, Path(files[0]), streamed=True), places)
+    except (ValueError, OSError) as error:
+        raise UserError(f"The files from {files[0]!r} on could not be read ({error}).") from error
+
 
 def table_files(pattern: str) -> list[str]:
     """The file, or those that a pattern such as `shards/*.parquet` means, sorted.
@@ -85,7 +110,7 @@ def _text_options(file: Path) -> dict[str, Any]:
     return {"sep": separator, "features": text, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
-def _with_images(table: datasets.Dataset, file: Path) -> datasets.Dataset:
+def _with_images(table: Any, file: Path, streamed: bool = False) -> Any:
     """With a column of type Image made of encoded bytes or of paths, where there is none."""
     features = table.features
     if any(isinstance(feature, datasets.Image) for feature in features.values()):
@@ -93,7 +118,7 @@ def _with_images(table: datasets.Dataset, file: Path) -> datasets.Dataset:
     encoded = [name for name, feature in features.items() if _holds_bytes(feature)]
     if encoded:
         return table.cast_column(encoded[0], datasets.Image()) if len(encoded) == 1 else table
-    paths = [name for name in PATH_NAMES if is_string(features.get(name))]
+    paths = [] if streamed else [name for name in PATH_NAMES if is_string(features.get(name))]
     if not paths:
         found = listing(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in features.items())
         raise UserError(
