@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from tests.conftest import CLASSES, embed
+
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
@@ -51,6 +53,16 @@ def test_torchrun_trains_one_run_with_all_its_processes(fit_words, tmp_path):
     with (run / "metrics.csv").open(newline="") as file:
         last = max(int(float(row["step"])) for row in csv.DictReader(file))
     assert last == 3  # 54 images in batches of 2 x 16 make 2 steps an epoch, counted from 0
+
+
+def test_two_processes_with_two_workers_each_train_on_a_stream(fit_words, tmp_path, colours):
+    for role, split in (("train", "train"), ("validation", "test")):
+        embed(colours / split, tmp_path / "data" / f"{role}.parquet", list(CLASSES))
+    words = [f"--data.dataset={tmp_path / 'data'}", "--data.streaming=true", "--data.num_workers=2"]
+    finish([sys.executable, "-m", "vitcls", *fit_words, *words, *TWO])
+    with (tmp_path / "runs" / "run" / "metrics.csv").open(newline="") as file:
+        last = max(int(float(row["step"])) for row in csv.DictReader(file))
+    assert last == 3  # 60 images in batches of 2 x 16 make 2 steps an epoch
 
 
 def test_ctrl_c_in_one_process_ends_both_after_the_same_batch(fit_words, tmp_path):

@@ -225,6 +225,12 @@ def test_validating_on_training_rows_is_refused(refuses, fit_words, colours):
     assert "trained on and validated on" in told
 
 
+def test_choosing_by_the_test_set_is_said(vitcls, fit_words, colours):
+    said = "the best epoch is chosen by rows of the test set"
+    assert said in vitcls(*fit_words, "--data.validation_split=test")[1]
+    assert said not in vitcls(*fit_words)[1]
+
+
 def test_one_class_is_refused_and_an_empty_one_is_named(vitcls, refuses, fit_words, tmp_path):
     draw_split(tmp_path / "one", 10, seed=1, classes=("red",))
     words = ("--data.dataset=null", f"--data.train_dir={tmp_path / 'one'}")

@@ -1,5 +1,6 @@
 """The split of each role (train, validation, test): opened once, its classes matched by name."""
 
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,8 @@ from vitcls.data.splits import Split, fingerprint, matched
 from vitcls.data.stream_classes import RowTarget, declared_classes
 from vitcls.data.streamed import StreamedSplit
 from vitcls.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Roles:
             UserError: the two share rows, or there is one class only.
         """
         chosen, own = self._sources.train(), self._sources.validation()
+        self._warn_of_test_rows(own)
         if self._sources.streaming:
             return self._fit_streamed(chosen, own)
         train = self._open("train", *chosen)
@@ -105,6 +109,18 @@ class Roles:
         chosen = self._sources.test()
         split = self._eval_limited(self._open("test", *chosen))
         return replace(split, trained_on=self._sources.trains() and share_rows(self._sources.train(), chosen))
+
+    def _warn_of_test_rows(self, validation: tuple[Source, str] | None) -> None:
+        try:
+            test = self._sources.test()
+        except UserError:  # nothing to test on, which is no mistake yet
+            return
+        if validation is not None and share_rows(validation, test):
+            log.warning(
+                "%r is to validate and to test on: the best epoch is chosen by rows of the test set, and its test "
+                "figures will be too good",
+                validation[1],
+            )
 
     def _eval_limited(self, split: Split) -> Split:
         return split.limited(self._rows.eval_limit, self._rows.split_seed)
