@@ -50,6 +50,12 @@ class ImageSpec:
         side = round(self.size / CENTRE_CROP_SHARE) if resize == "crop" else self.size
         return replace(self, resize=resize, resize_to=side)
 
+    def sized(self, size: int | None) -> Self:
+        """The same for another size of the input, in proportion; itself where that is its size, or None."""
+        if size is None or size == self.size:
+            return self
+        return replace(self, size=size, resize_to=round(self.resize_to * size / self.size))
+
     def eval_transform(self, image: Tensor) -> Tensor:
         """Preprocess for evaluation, equal to the checkpoint's own image processor.
 

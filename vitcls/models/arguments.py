@@ -14,8 +14,13 @@ def check_numbers(lr: float, weight_decay: float, warmup_fraction: float, label_
     check_range("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
 
 
-def check_network(checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str) -> None:
+def check_network(
+    checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, image_size: int | None
+) -> None:
     """Refuse networks that cannot be: two of them, or random weights that are to stay as they are."""
+    check_range("model.image_size", image_size, image_size is None or image_size >= 1, "at least 1")
+    if architecture is not None and image_size is not None:
+        raise UserError("--model.image_size is for a --model.checkpoint; an --model.architecture has it as a field.")
     if (checkpoint is None) == (architecture is None):
         raise UserError(
             "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "

@@ -15,6 +15,7 @@ from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import check_network, check_numbers, check_threshold_names, check_thresholds
+from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.network import (
     explained,
@@ -77,6 +78,8 @@ class ViTClassifier(LightningModule):
             class's name. Not given: what the checkpoint's validation chose, else 0.5.
         labels: names of the classes in output order. Not given: the training data's.
         image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
+        image_size: side of the input in pixels, where the checkpoint is to take larger or smaller images than
+            it was trained on; its position embeddings are interpolated. Costs time with its square.
     """
 
     def __init__(
@@ -97,9 +100,10 @@ class ViTClassifier(LightningModule):
         thresholds: dict[str, float] | None = None,
         labels: list[str] | None = None,
         image: dict[str, Any] | None = None,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
-        check_network(checkpoint, architecture, adapter, train)
+        check_network(checkpoint, architecture, adapter, train, image_size)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
@@ -142,13 +146,13 @@ class ViTClassifier(LightningModule):
 
     def _find_image_spec(self) -> ImageSpec:
         if self.hparams["image"] is not None:
-            return spec_of_record(self.hparams["image"])
+            return spec_of_record(self.hparams["image"]).sized(self.hparams["image_size"])
         checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
         if checkpoint is None:
             return spec_of_size(input_size(self.hparams["architecture"]))
         load_config(checkpoint, revision)
         with explained(checkpoint):
-            return spec_of_checkpoint(checkpoint, revision)
+            return spec_of_checkpoint(checkpoint, revision).sized(self.hparams["image_size"])
 
     # -- building ---------------------------------------------------------------------------
 
@@ -187,6 +191,8 @@ class ViTClassifier(LightningModule):
         if checkpoint is None:
             return from_architecture(self.hparams["architecture"], labels, self.task)
         network = from_checkpoint(checkpoint, self.hparams["revision"], labels, self.task)
+        if self.hparams["image_size"] is not None:
+            fit_to_size(network, self.hparams["image_size"])
         if self._lora is not None:
             network = add_lora(network, self._lora, head_names(network))
         elif self.hparams["train"] == "head":

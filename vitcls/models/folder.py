@@ -1,5 +1,6 @@
 """The `model/` folder of a run: what anyone can load with plain transformers and peft."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def write_model_folder(model: ViTClassifier, folder: Path) -> None:
     with quiet_transformers():
         network.save_pretrained(folder)
     if adapted:
-        network.get_base_model().config.save_pretrained(folder)  # peft keeps no labels
+        _config_of_base(network).save_pretrained(folder)  # peft keeps no labels
     processor_of_spec(model.image_spec).save_pretrained(folder)
     (folder / "README.md").write_text(_card(model, adapted), encoding="utf-8")
 
@@ -67,13 +68,29 @@ def reload_difference(model: ViTClassifier, folder: Path, pixel_values: Tensor) 
     was_training = model.training
     ours = model.eval().cpu()(pixel_values)
     model.train(was_training)
-    theirs = load_model_folder(folder)(pixel_values=pixel_values).logits
+    reloaded = load_model_folder(folder)
+    words = {"interpolate_pos_encoding": True} if _is_resized_base(model.network) else {}
+    theirs = reloaded(pixel_values=pixel_values, **words).logits
     return (ours - theirs).abs().max().item()
+
+
+def _config_of_base(network: Any) -> Any:
+    """Of a network with an adapter: with the image size of its base, whose weights have no other."""
+    config = copy(network.get_base_model().config)
+    if _is_resized_base(network):
+        config.image_size = config.pretrained_image_size
+    return config
+
+
+def _is_resized_base(network: Any) -> bool:
+    """Whether the base must interpolate its position embeddings in each forward, as its files are for another size."""
+    return isinstance(network, PeftModel) and hasattr(network.get_base_model().config, "pretrained_image_size")
 
 
 def _card(model: ViTClassifier, adapted: bool) -> str:
     labels = "\n".join(f"- {label}" for label in model.hparams["labels"])
-    loading = _LOAD_ADAPTER if adapted else _LOAD_FULL
+    loading = _LOAD_ADAPTER + (_CLASSIFY_RESIZED if _is_resized_base(model.network) else _CLASSIFY)
+    loading = loading if adapted else _LOAD_FULL
     base = model.hparams["checkpoint"] or "none: trained from scratch"
     return f"""---
 library_name: {"peft" if adapted else "transformers"}
@@ -102,7 +119,7 @@ classify = pipeline("image-classification", "PATH/OF/THIS/FOLDER")
 print(classify("photo.jpg"))"""
 
 _LOAD_ADAPTER = """from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 folder = "PATH/OF/THIS/FOLDER"
 base = AutoModelForImageClassification.from_pretrained(
@@ -112,5 +129,18 @@ base = AutoModelForImageClassification.from_pretrained(
 )
 model = PeftModel.from_pretrained(base, folder).merge_and_unload()
 processor = AutoImageProcessor.from_pretrained(folder)
+"""
+
+_CLASSIFY = """
+from transformers import pipeline
+
 classify = pipeline("image-classification", model=model, image_processor=processor)
 print(classify("photo.jpg"))"""
+
+# A pipeline cannot pass the option on that the base needs for images of another size.
+_CLASSIFY_RESIZED = """
+from PIL import Image
+
+image = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+probabilities = model(**image, interpolate_pos_encoding=True).logits.softmax(-1)[0]
+print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))"""

@@ -1,0 +1,68 @@
+"""A pretrained network for images of another size than it was trained on."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcls.errors import UserError
+
+# Their position embeddings are a grid that is resized. DINOv2 and BEiT do it by themselves in each
+# forward; Swin, ConvNeXt and ResNet have none.
+_WITH_GRID = ("vit", "deit")
+
+
+def fit_to_size(network: Any, size: int) -> None:
+    """Make a network take images of `size`; position embeddings are interpolated, never drawn anew.
+
+    Bicubic, by the network's own `interpolate_pos_encoding` (Dosovitskiy et al. 2020, arXiv:2010.11929,
+    section 3.2): the pretrained network gives the same when it is called with that option.
+
+    Args:
+        network: a transformers classifier.
+        size: S, side of the input, pixels.
+
+    Raises:
+        UserError: it cannot.
+    """
+    config = network.config
+    patch = config.patch_size if isinstance(getattr(config, "patch_size", None), int) else 1
+    if size % patch:
+        raise UserError(
+            f"--model.image_size is {size}; it must be a multiple of the network's patches of {patch} pixels, such as "
+            f"{max(1, size // patch) * patch}."
+        )
+    if config.model_type in _WITH_GRID and config.image_size != size:
+        _resize_grid(network.base_model.embeddings, size, patch)
+        config.pretrained_image_size, config.image_size = config.image_size, size
+    _check_takes(network, size)
+
+
+def _resize_grid(embeddings: Any, size: int, patch: int) -> None:
+    patches, positions = embeddings.patch_embeddings, embeddings.position_embeddings
+    tokens = positions.shape[1] - patches.num_patches  # class token, and DeiT's distillation token
+    number = (size // patch) ** 2
+    with torch.no_grad():
+        resized = embeddings.interpolate_pos_encoding(
+            positions.new_empty(1, tokens + number, positions.shape[2]), size, size
+        )
+    embeddings.position_embeddings = nn.Parameter(resized.clone(), requires_grad=positions.requires_grad)
+    patches.num_patches = number
+    for part in (patches, embeddings):
+        if hasattr(part, "image_size"):
+            part.image_size = (size, size)
+
+
+def _check_takes(network: Any, size: int) -> None:
+    """One empty image goes through: not every network takes another size."""
+    training = network.training
+    try:
+        with torch.no_grad():  # BEiT keeps a table of this forward for those that train
+            network.eval()(pixel_values=torch.zeros(1, 3, size, size))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"A network of type {network.config.model_type!r} does not take images of {size} pixels "
+            f"({' '.join(str(error).split())[:200]}); leave --model.image_size out, or take another checkpoint."
+        ) from error
+    finally:
+        network.train(training)
