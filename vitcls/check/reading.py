@@ -16,7 +16,7 @@ from vitcls.data.workers import WorkerStart, reading
 from vitcls.errors import BadImageError
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F", "other")
-_BATCH = 16  # images that a worker reads before it answers
+BATCH = 16  # images that a worker reads before it answers
 
 # 243 bytes an image; names are looked up in the source when they are needed.
 FACTS = np.dtype(
@@ -100,7 +100,7 @@ def _batches(images: TableImages | FileImages, workers: int) -> Iterator[tuple[F
     return iter(
         WatchedLoader(
             rows,
-            batch_size=_BATCH,
+            batch_size=BATCH,
             num_workers=workers,
             collate_fn=_together,
             worker_init_fn=WorkerStart(workers),

@@ -117,7 +117,8 @@ class TrainSampler(DistributedSampler[Draw]):
         positions = np.resize(positions, self.num_samples * self.num_replicas)
         seeds = random.integers(2**63, size=len(positions))
         own = slice(self.rank, None, self.num_replicas)
-        return map(Draw, positions[own].tolist(), seeds[own].tolist())
+        # One by one: as lists, a million draws would be 72 MB of Python's numbers.
+        return (Draw(int(position), int(seed)) for position, seed in zip(positions[own], seeds[own], strict=True))
 
     def _positions(self, random: np.random.Generator) -> NDArray[np.int64]:
         """(draws,) positions in the order of the epoch."""
