@@ -93,6 +93,24 @@ def test_a_death_does_not_interrupt_what_is_done_meanwhile():
         list(batches)
 
 
+class DeadAtStart(WorkerStart):
+    def __call__(self, worker_id: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_death_before_the_loader_knows_its_workers(monkeypatch):
+    """In a process' first loader, torch's handler is in force while the first rows are drawn, which takes a while."""
+
+    def slowly():
+        time.sleep(2)
+        yield 0
+
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with pytest.raises(DeadWorkerError, match=r"died when it was started \(DataLoader worker"):
+        list(WatchedLoader(Deadly(-1, None), num_workers=2, worker_init_fn=DeadAtStart(2), sampler=slowly()))
+
+
 class Broken(Deadly):
     def __getitem__(self, position: int) -> int:
         raise KeyError("no such thing")

@@ -67,7 +67,11 @@ class WatchedLoader(DataLoader):
             if dead is not None:
                 raise DeadWorkerError(self._obituary(dead)) from error
             if str(error).startswith("DataLoader worker"):  # torch's own, while the workers are being started
-                raise DeadWorkerError(f"{str(error).strip()} {advice(-signal.SIGKILL, self.num_workers)}") from error
+                said = str(error).strip().rstrip(".")
+                raise DeadWorkerError(
+                    f"A process that reads images died when it was started ({said}). Lower --data.num_workers "
+                    f"({self.num_workers} now); {_WITHOUT}."
+                ) from error
             raise
         finally:
             _waited_for = ()
