@@ -1,13 +1,19 @@
 """What is measured and how it is told; never how fast it is."""
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
 from tests.conftest import draw_split, embed
+from vitcls.bench.checking import Checking, time_checking
 from vitcls.bench.loading import Difference, Timing, _difference, _timing, readable_photos
+from vitcls.bench.memory import memory_of
+from vitcls.bench.source import SOURCES
 from vitcls.data.cache import caches
 from vitcls.data.choice import SourceChoice
 from vitcls.data.inputs import unlabelled
@@ -70,10 +76,88 @@ def test_all_images_bad_is_a_sentence(refuses, tmp_path):
     assert "None of the images" in refuses("bench", "data", "--data.train_dir", tmp_path / "photos")
 
 
+def test_sources_are_those_of_the_training_data():
+    names = "dataset config_name revision train_dir train_files train_split image_column"
+    assert names.split() == list(SOURCES)
+
+
+@pytest.fixture
+def own_cache():
+    """The folder of the caches of `datasets`, which a measurement leaves as it was."""
+    before = datasets.config.HF_DATASETS_CACHE
+    files = set(before.rglob("*"))
+    yield
+    assert before == datasets.config.HF_DATASETS_CACHE
+    assert set(before.rglob("*")) == files
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone tells")
+def test_the_memory_of_rows_is_told_and_written(vitcls, tmp_path, own_cache):
+    status, out, err = vitcls("bench", "memory", "--rows=100000", "--output", tmp_path / "b.json")
+    assert status == 0, err
+    assert "100,000 rows take" in out
+    assert "train: 90000 images, 100 of 100 classes" in out  # through the data module of fit
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert [len(report["many"]["workers"][number]) for number in ("2", "4")] == [2, 4]
+    for process in (report["many"]["read"], *report["many"]["workers"]["4"]):
+        assert process["rss"] >= process["pss"] >= process["uss"] >= process["own"] > 0
+    assert multiprocessing.active_children() == []
+    # 200 bytes a row, as 200 MB of a million, and what the allocator may keep at hand.
+    assert report["of_the_rows"]["main"] < 20 + 20
+    assert max(report["of_the_rows"]["workers"].values()) < 20
+
+
+def test_own_memory_is_what_a_process_was_given_for_itself():
+    """Fresh pages count; pages that a fork shares do not."""
+    before = memory_of("self")
+    held = np.ones(50_000_000, np.uint8)
+    after = memory_of("self")
+    assert after.own - before.own == pytest.approx(held.nbytes / 1e6, abs=5)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    time.sleep(0.2)
+    shared = memory_of(child.pid)
+    child.kill()
+    child.join()
+    assert shared.rss > 50 > shared.own
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cost_of_checking_is_told_and_written(vitcls, colours, tmp_path, workers):
+    words = ["--data.train_dir", colours / "train", "--images=9", "--rounds=2", f"--workers={workers}"]
+    status, out, err = vitcls("bench", "check", *words, "--output", tmp_path / "b.json")
+    assert status == 0, err
+    assert f"9 images, {workers} workers, median of 2 rounds" in out
+    assert "│ decoding alone │" in out
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["images"]["count"] == 9
+    assert report["workers"] == workers
+    assert min(report["decoding"], report["checking"], report["ratio"]) > 0
+
+
+def test_both_ways_read_every_image_in_turn(colours, monkeypatch):
+    """The ratio is that of a round."""
+    turns = []
+    clock = iter([1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0, 20.0])
+    monkeypatch.setattr("vitcls.bench.checking._decode_all", lambda images, _: turns.append(("decode", len(images))))
+    monkeypatch.setattr("vitcls.bench.checking.read_facts", lambda images, *_: turns.append(("check", len(images))))
+    monkeypatch.setattr("vitcls.bench.checking.time.perf_counter", lambda: next(clock))
+    found = time_checking([0, 0, 0], 0, rounds=2)
+    assert turns == [("decode", 3), *[("decode", 3), ("check", 3)] * 2]  # the first fills the page cache
+    assert found == Checking(decoding=2.5, checking=7.0, ratio=2.5)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         (["dta"], "did you mean 'data'?"),
+        (["memry"], "did you mean 'memory'?"),
+        (["memory", "--rows=10"], "--rows is 10; it must be at least 1000."),
+        (["memory", "--data.train_dir=x"], "There is no option --data.train_dir"),
+        (["check"], "No training data: give --data.dataset"),
+        (["check", "--rounds=0"], "--rounds is 0; it must be at least 1."),
+        (["check", "--workers=-1"], "--workers is -1; it must be at least 0."),
+        (["check", "--data.test_dir=x"], "There is no option --data.test_dir"),
         (["data"], "No training data: give --data.dataset"),
         (["data", "--image=3"], "did you mean --images?"),
         (["data", "--data.batch_size=3"], "There is no option --data.batch_size"),
@@ -86,10 +170,10 @@ def test_mistakes_are_sentences(refuses, words, part):
     assert part in refuses("bench", *words)
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["data", "--help"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["data", "--help"], ["memory", "--help"], ["check", "--help"]])
 def test_help_names_what_can_be_measured(vitcls, words):
     status, out, _ = vitcls("bench", *words)
     assert status == 0
     assert "bench" in out
-    assert "data" in out
+    assert (words[0] if len(words) == 2 else "memory") in out
     assert Path(out.split()[2]).name == "-m"

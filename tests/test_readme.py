@@ -56,7 +56,7 @@ def parser():
 def test_every_command_of_the_documents_is_understood(parser, command):
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)]
     if words[0] == "bench":
-        parse_bench(words[2:])
+        parse_bench(words[1:])
         return
     try:
         if words[0] == "check":

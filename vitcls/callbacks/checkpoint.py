@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from vitcls.data.dead_workers import DeadWorkerError
 from vitcls.errors import UserError
 from vitcls.runs import BEST, LAST
 
@@ -76,8 +77,8 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save last.ckpt when the user interrupts, not when something broke."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step:
+        """Save last.ckpt where the weights are whole: the user interrupts, or a process that decodes died."""
+        if trainer.global_step and (isinstance(exception, KeyboardInterrupt) or _between_steps(exception, trainer)):
             self._save_last(trainer)
             log.info(
                 "interrupted after step %d; go on with: python -m vitcls fit --ckpt_path %s",
@@ -111,3 +112,8 @@ class RunCheckpoint(ModelCheckpoint):
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         scores = {moved(path): score for path, score in state["best_k_models"].items()}
         return {**state, "dirpath": now, "best_k_models": scores, **{k: moved(state[k]) for k in paths}}
+
+
+def _between_steps(exception: BaseException, trainer: Trainer) -> bool:
+    """Whether a worker of the only training process died; others would not know of it, and saving waits for all."""
+    return isinstance(exception, DeadWorkerError) and trainer.training and trainer.world_size == 1

@@ -6,16 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vitcls.check.signature import THUMB, digest, signature
+from vitcls.data.dead_workers import WatchedLoader
 from vitcls.data.decode import decode_file
-from vitcls.data.loaders import ignore_interrupts
 from vitcls.data.rows import FileImages, TableImages
+from vitcls.data.workers import WorkerStart, reading
 from vitcls.errors import BadImageError
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F", "other")
-_BATCH = 16  # images that a worker reads before it answers
+BATCH = 16  # images that a worker reads before it answers
 
 # 243 bytes an image; names are looked up in the source when they are needed.
 FACTS = np.dtype(
@@ -52,15 +53,19 @@ class SplitFacts(NamedTuple):
 
 class _FactRows(Dataset):
     def __init__(self, images: TableImages | FileImages) -> None:
-        self._images = images
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[tuple, str]:
+        with reading(position):
+            return self._read(position)
+
+    def _read(self, position: int) -> tuple[tuple, str]:
         start, data = time.perf_counter(), b""
         try:
-            data = self._images.read(position)
+            data = self.images.read(position)
             pixels, mode, orientation = decode_file(data)
         except (BadImageError, OSError) as error:
             return (True, 0, 0, 0, 0, len(data), 0, b"", 0, 0, 0), str(error)
@@ -93,7 +98,13 @@ def read_facts(images: TableImages | FileImages, workers: int, advance: Callable
 def _batches(images: TableImages | FileImages, workers: int) -> Iterator[tuple[Facts, list[str]]]:
     rows = _FactRows(images)
     return iter(
-        DataLoader(rows, batch_size=_BATCH, num_workers=workers, collate_fn=_together, worker_init_fn=ignore_interrupts)
+        WatchedLoader(
+            rows,
+            batch_size=BATCH,
+            num_workers=workers,
+            collate_fn=_together,
+            worker_init_fn=WorkerStart(workers),
+        )
     )
 
 

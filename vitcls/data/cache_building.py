@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from vitcls.data.cache import (
@@ -32,12 +32,13 @@ from vitcls.data.cache import (
     caches,
     shrinking_for,
 )
+from vitcls.data.dead_workers import WatchedLoader
 from vitcls.data.decode import Pixels
-from vitcls.data.loaders import ignore_interrupts
 from vitcls.data.preprocess import ImageSpec
 from vitcls.data.rows import Images, TableImages
 from vitcls.data.seeding import seeded
 from vitcls.data.splits import Split
+from vitcls.data.workers import WorkerStart, reading
 from vitcls.errors import BadImageError, UserError
 
 log = logging.getLogger(__name__)
@@ -140,15 +141,19 @@ def estimated_size(rows: "_ShrunkRows") -> int:
 
 class _ShrunkRows(Dataset[Shrunk]):
     def __init__(self, images: Images, shrinking: Shrinking) -> None:
-        self._images = images
+        self.images = images
         self._shrinking = shrinking
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def __getitem__(self, position: int) -> Shrunk:
+        with reading(position):
+            return self._shrunk(position)
+
+    def _shrunk(self, position: int) -> Shrunk:
         try:
-            pixels = shrink(self._images.pixels(position), self._shrinking.side)
+            pixels = shrink(self.images.pixels(position), self._shrinking.side)
         except BadImageError as error:
             return Shrunk(np.empty(0, np.uint8), cause=str(error))
         except OSError:
@@ -187,7 +192,8 @@ def _announce(rows: _ShrunkRows, shrinking: Shrinking, folder: Path) -> None:
 
 def _write(rows: _ShrunkRows, workers: int, folder: Path, lock: Path) -> None:
     index = CacheIndex()
-    loader = DataLoader(rows, _AT_ONCE, num_workers=workers, collate_fn=_together, worker_init_fn=ignore_interrupts)
+    start = WorkerStart(workers)
+    loader = WatchedLoader(rows, _AT_ONCE, num_workers=workers, collate_fn=_together, worker_init_fn=start)
     shown = sys.stderr.isatty()
     with (folder / IMAGES).open("wb") as file:
         for data, about in track(loader, "cache", console=Console(stderr=True), disable=not shown, transient=True):

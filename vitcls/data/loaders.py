@@ -1,25 +1,22 @@
 """DataLoaders, and how many processes decode for them."""
 
 import os
-import signal
 from collections.abc import Iterator
-from functools import partial
 from time import perf_counter
 from typing import Any, cast
 
-from lightning.fabric.utilities.seed import pl_worker_init_function
-from torch.utils.data import DataLoader
-
 from vitcls.data.collate import collate
+from vitcls.data.dead_workers import WatchedLoader
 from vitcls.data.rows import ImageRows
 from vitcls.data.sampling import TrainSampler
 from vitcls.data.streamed import StreamedImages, StreamSampler
+from vitcls.data.workers import WorkerStart
 
 MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
 
 
-class TimedLoader(DataLoader):
-    """A DataLoader that knows how long its batches were waited for.
+class TimedLoader(WatchedLoader):
+    """A loader that knows how long its batches were waited for.
 
     Attributes:
         waited: seconds from asking for the last batch until it was there.
@@ -86,7 +83,7 @@ def image_loader(rows: ImageRows | StreamedImages, workers: int, rank: int, **kw
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=collate,
-        worker_init_fn=partial(_start_worker, rank=rank),
+        worker_init_fn=WorkerStart(workers, rank),
         **kwargs,
     )
 
@@ -103,13 +100,3 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # honours taskset and SLURM; Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def ignore_interrupts(_worker_id: int) -> None:
-    """In a worker: Ctrl-C reaches the whole process group; the main process decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _start_worker(worker_id: int, rank: int) -> None:
-    ignore_interrupts(worker_id)
-    pl_worker_init_function(worker_id, rank)

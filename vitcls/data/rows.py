@@ -13,6 +13,7 @@ from vitcls.data.decode import Pixels, decode
 from vitcls.data.sampling import Draw
 from vitcls.data.seeding import seeded
 from vitcls.data.splits import Split
+from vitcls.data.workers import reading
 from vitcls.errors import BadImageError
 from vitcls.types import BadImage, Sample, Targets
 
@@ -156,6 +157,10 @@ class ImageRows(Dataset[Sample | BadImage]):
         return bad  # none of them can be read
 
     def _read(self, position: int) -> Sample | BadImage:
+        with reading(position):
+            return self._decoded(position)
+
+    def _decoded(self, position: int) -> Sample | BadImage:
         try:
             pixels = self.images.pixels(position)
         except (BadImageError, OSError) as error:

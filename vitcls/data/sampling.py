@@ -118,7 +118,9 @@ class TrainSampler(DistributedSampler[Draw]):
         positions = np.resize(positions, self.num_samples * self.num_replicas)
         seeds = random.integers(2**63, size=len(positions))
         own = slice(self.rank, None, self.num_replicas)
-        return map(Draw, positions[own][self.skip :].tolist(), seeds[own][self.skip :].tolist())
+        # One by one: as lists, a million draws would be 72 MB of Python's numbers.
+        drawn = zip(positions[own][self.skip :], seeds[own][self.skip :], strict=True)
+        return (Draw(int(position), int(seed)) for position, seed in drawn)
 
     def _positions(self, random: np.random.Generator) -> NDArray[np.int64]:
         """(draws,) positions in the order of the epoch."""
