@@ -11,6 +11,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from pathlib import Path
 
+# First, as in the program: `typing` keeps one order of int and float for a process, and where another library has
+# said float first, --trainer.limit_test_batches=1 would mean all batches (test_package.py holds the program to it).
+import lightning.pytorch  # noqa: F401
 import numpy as np
 import pytest
 import torch

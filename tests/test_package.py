@@ -68,6 +68,13 @@ def test_help_shows_every_verb_and_imports_nothing_heavy():
         assert re.search(rf"^  {verb} ", out, re.MULTILINE)
 
 
+def test_one_batch_is_not_taken_for_all_batches():
+    """A whole number of batches and a share of them share an option: the whole number must be tried first."""
+    code = "from vitcls.cli import VitclsCLI, Trainer; import inspect"
+    annotation = python(f"{code}; print(inspect.signature(Trainer).parameters['limit_test_batches'].annotation)")
+    assert annotation.index("int") < annotation.index("float")
+
+
 def test_the_console_script_and_the_module_are_the_same_program(vitcls):
     script = Path(sys.executable).parent / "vitcls"
     said = [

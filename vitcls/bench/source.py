@@ -12,7 +12,8 @@ from vitcls.data.inputs import unlabelled
 from vitcls.data.splits import Split
 from vitcls.errors import UserError
 
-_OF_OTHERS = ("validation_", "test_", "label_")  # of other roles, or of classes, which are not read
+# Of other roles, of classes, which are not read, and of streams, which give other images each time.
+_OF_OTHERS = ("validation_", "test_", "label_", "streaming")
 SOURCES = tuple(field.name for field in fields(SourceChoice) if not field.name.startswith(_OF_OTHERS))
 
 
