@@ -246,6 +246,15 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(vitcls, fit_words, tmp_path, ke
     assert (run / "model").is_dir()
 
 
+@pytest.mark.parametrize(("monitor", "kept"), [("epoch", 1), ("val/accuracy", 0)])
+def test_the_last_epoch_can_be_kept_whatever_its_figures(vitcls, fit_words, tmp_path, monitor, kept):
+    """With a rate so small that all epochs are equal."""
+    keep = {"class_path": "RunCheckpoint", "init_args": {"monitor": monitor}}
+    (tmp_path / "keep.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [keep]}}))
+    assert vitcls(*fit_words, "--config", tmp_path / "keep.yaml", "--model.lr=1e-12")[0] == 0
+    assert runs.read_metrics(tmp_path / "runs" / "run")["validation"]["epoch"] == kept
+
+
 def test_a_fit_that_does_not_start_leaves_no_folder(refuses, fit_words, tmp_path):
     refuses(*fit_words, "--data.train_split=nope")
     assert not list((tmp_path / "runs").iterdir())

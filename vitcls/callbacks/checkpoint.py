@@ -24,7 +24,7 @@ class RunCheckpoint(ModelCheckpoint):
     keeps its best score when it is resumed.
 
     Args:
-        monitor: validation metric that chooses the best epoch.
+        monitor: validation metric that chooses the best epoch; `epoch` keeps the last one, whatever its figures.
         mode: whether the best is its `max` or its `min`.
         tie_break: metric whose smaller value decides between epochs with the same score. A small
             validation set makes ties: of 50 images, one is 2 points of accuracy.

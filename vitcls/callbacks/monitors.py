@@ -28,7 +28,8 @@ def check_monitors(callbacks: Iterable[Callback], task: Task) -> None:
     known = [name for stage in ("train", "val") for name in figure_names(stage, task)]
     for callback in callbacks:
         if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor is not None:
-            _check(type(callback).__name__, callback.monitor, callback.mode, known)
+            counted = ["epoch"] if isinstance(callback, ModelCheckpoint) else []
+            _check(type(callback).__name__, callback.monitor, callback.mode, [*known, *counted])
         if isinstance(callback, RunCheckpoint):
             _check("RunCheckpoint's tie_break", callback.tie_break, "min", known)
 
