@@ -184,8 +184,11 @@ def _would_fail(found: dict[str, Any], data: ImageDataModule) -> str | None:
 def _say(found: dict[str, Any], folder: Path) -> None:
     for name, meaning in PROBLEMS.items():
         if found[name]:
-            shown = listing((_in_words(image) for image in found[name]), SHOWN)
-            log.info("%s: %d (%s): %s", name, len(found[name]), meaning, shown)
+            log.info("%s: %d (%s)", name, len(found[name]), meaning)
+            for image in found[name][:SHOWN]:
+                log.info("    %s", _in_words(image))
+            if len(found[name]) > SHOWN:
+                log.info("    ... (%d more)", len(found[name]) - SHOWN)
     if not found["problems"]:
         log.info("nothing is wrong with these images")
     if found["test_not_read"]:
