@@ -17,6 +17,7 @@ from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import check_network, check_numbers, check_threshold_names, check_thresholds
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
+from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.network import (
     explained,
     from_architecture,
@@ -72,6 +73,7 @@ class ViTClassifier(LightningModule):
             Validation and test measure the plain loss.
         optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
             `weight_decay`.
+        loss: what training minimises, where it is not the plain loss of the task.
         task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
             number of them, or none (sigmoid, binary cross entropy, mean average precision).
         thresholds: multilabel: of the probability from which predict says that a class is there, by the
@@ -96,6 +98,7 @@ class ViTClassifier(LightningModule):
         schedule: Schedule = "cosine",
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
+        loss: Loss | None = None,
         task: Task = "multiclass",
         thresholds: dict[str, float] | None = None,
         labels: list[str] | None = None,
@@ -108,8 +111,11 @@ class ViTClassifier(LightningModule):
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
-        if is_dataclass(adapter):  # checkpoints are read with weights_only=True: plain values only
-            self.hparams["adapter"] = asdict(adapter)
+        for name, given in (("adapter", adapter), ("loss", loss)):
+            if is_dataclass(given):  # checkpoints are read with weights_only=True: plain values only
+                self.hparams[name] = asdict(given)
+        self._loss = Loss(**loss) if isinstance(loss, dict) else loss or Loss()
+        check_loss(self._loss, task)
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
         self._optimizer_factory = optimizer
         self._keeps_trained_only = checkpoint is not None and (adapter is not None or train == "head")
@@ -165,7 +171,22 @@ class ViTClassifier(LightningModule):
             self.network = self._build(labels)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
+        if self._is_fitting():
+            self._training_loss = self._loss_of_training_data(len(labels))
         self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(self.task, len(labels), stage) for stage in STAGES})
+
+    def _loss_of_training_data(self, classes: int) -> TrainingLoss:
+        train = cast(Any, self.trainer).datamodule.splits["train"]
+        if not self._loss.needs_counts():
+            counts = torch.ones(classes)
+        elif hasattr(train, "class_counts"):
+            counts = torch.from_numpy(train.class_counts(classes))
+        else:
+            raise UserError(
+                "--model.loss needs to know how many images each class has, which a stream does not tell; leave "
+                "--data.streaming out, or take another loss."
+            )
+        return TrainingLoss(self._loss, self.task, self.hparams["label_smoothing"], counts, len(train))
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters of the network."""
@@ -242,8 +263,7 @@ class ViTClassifier(LightningModule):
         loss = torch.zeros(())
         if len(labels):  # else every image of an evaluation batch was left out
             logits = self._logits(batch["pixel_values"])
-            smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
-            loss = loss_of(self.task, logits, labels, smoothing)
+            loss = self._training_loss(logits, labels) if stage == "train" else loss_of(self.task, logits, labels)
             metrics.update(loss, *measured(self.task, logits, labels))
         self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
         self.log_dict(metrics.figures, on_step=False, on_epoch=True, prog_bar=stage != "train")
