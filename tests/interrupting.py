@@ -16,6 +16,15 @@ class InterruptAfter(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+class InterruptInBatch(Callback):
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == self.batch:
+            signal.raise_signal(signal.SIGINT)
+
+
 class KeepOrder(Callback):
     """Writes the ids and the mean pixel of each image of the last epoch, in the order of training."""
 

@@ -5,7 +5,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from vitcls import ImageDataModule, LoRA, ViTClassifier
 from vitcls.errors import UserError
-from vitcls.models.adapters import resolve_targets
+from vitcls.models.adapters import add_lora, resolve_targets
 from vitcls.models.network import from_architecture, head_names
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -72,6 +72,12 @@ def test_the_head_alone_is_a_matrix_and_a_bias(vit_base):
 def test_published_names_mean_todays_layers(family, published, todays):
     network = from_architecture({"model_type": family, **FAMILIES[family]}, ["a", "b"])
     assert resolve_targets(network, published, head_names(network)) == todays
+
+
+def test_an_adapter_names_the_revision_of_its_base():
+    network = from_architecture({"model_type": "vit", **SMALL}, ["a", "b"])
+    adapted = add_lora(network, LoRA(), head_names(network), revision="v2")
+    assert adapted.peft_config["default"].revision == "v2"
 
 
 def test_the_head_is_no_target():

@@ -10,6 +10,7 @@ from vitcls import ImageDataModule, LoRA, ViTClassifier
 from vitcls.data.preprocess import ImageSpec
 from vitcls.errors import UserError
 from vitcls.models.folder import TOLERANCE, load_model_folder, reload_difference, write_model_folder
+from vitcls.models.kept import frozen_digest
 from vitcls.models.network import from_architecture
 
 ARGUMENTS = {"all": {}, "head": {"train": "head"}, "lora": {"adapter": LoRA(r=2, targets=["query", "value"])}}
@@ -77,6 +78,26 @@ def test_all_weights_of_another_size_need_no_option_to_be_loaded(saved, tmp_path
     write_model_folder(model, tmp_path / "model")
     pixels = torch.randn(1, 3, 48, 48)
     torch.testing.assert_close(load_model_folder(tmp_path / "model")(pixel_values=pixels).logits, model(pixels))
+
+
+def test_a_network_of_another_size_is_the_base_of_an_adapter(saved, tmp_path):
+    write_model_folder(configured(saved("vit"), image_size=48), tmp_path / "larger")
+    model = configured(tmp_path / "larger", **ARGUMENTS["lora"])
+    write_model_folder(model, tmp_path / "model")
+    assert reload_difference(model, tmp_path / "model", torch.randn(1, 3, 48, 48)) <= TOLERANCE
+
+
+def test_interpolated_embeddings_do_not_make_the_base_another(saved):
+    """Their last bits differ between processors."""
+    model = configured(saved("vit"), image_size=48, **ARGUMENTS["lora"])
+    before = frozen_digest(model.network)
+    embeddings = model.network.get_base_model().vit.embeddings
+    with torch.no_grad():
+        embeddings.position_embeddings.mul_(1.0001)
+    assert frozen_digest(model.network) == before
+    with torch.no_grad():
+        embeddings.cls_token.mul_(1.0001)
+    assert frozen_digest(model.network) != before
 
 
 def test_the_card_of_an_adapter_of_another_size_says_how_to_call_it(saved, tmp_path):

@@ -80,21 +80,68 @@ def test_a_resume_draws_what_the_training_would_have_drawn(vitcls, fit_words, tm
     assert orders[0] != orders[1]
 
 
-def test_a_resume_inside_an_epoch_goes_on_with_the_images_that_were_not_seen(vitcls, fit_words, tmp_path, keeps_sigint):
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--data.mixup=0.8", "--data.cutmix=1"],
+        ["--data.repeats=2", "--data.num_workers=2", "--data.batch_size=32"],
+        ["--data.sampling=balanced", "--data.augment=strong"],
+    ],
+)
+def test_a_resume_inside_an_epoch_gives_the_uninterrupted_weights(vitcls, fit_words, tmp_path, keeps_sigint, words):
     order = {"class_path": "tests.interrupting.KeepOrder", "init_args": {"file": str(tmp_path / "order.json")}}
     interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 6}}
     for name, callbacks in (("order", [order]), ("interrupt", [interrupt])):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-    assert vitcls(*fit_words, "--config", tmp_path / "order.yaml", "--run_name=whole")[0] == 0
+    assert vitcls(*fit_words, *words, "--config", tmp_path / "order.yaml", "--run_name=whole")[0] == 0
     whole = json.loads((tmp_path / "order.json").read_text())
-    assert vitcls(*fit_words, "--config", tmp_path / "interrupt.yaml")[0] == 130
+    assert vitcls(*fit_words, *words, "--config", tmp_path / "interrupt.yaml")[0] == 130
     run = tmp_path / "runs" / "run"
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 6  # the second of 4 in its epoch
     assert vitcls("fit", "--ckpt_path", run, "--config", tmp_path / "order.yaml")[0] == 0
-    assert json.loads((tmp_path / "order.json").read_text()) == whole[-22:]  # 54 images in batches of 16
+    rest = json.loads((tmp_path / "order.json").read_text())
+    assert 0 < len(rest) < len(whole)
+    assert rest == whole[-len(rest) :]
     weights = [
         torch.load(run.parent / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "run")
     ]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_going_on_with_other_batches_inside_an_epoch_is_said(vitcls, fit_words, tmp_path, keeps_sigint):
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 6}}
+    (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [interrupt]}}))
+    assert vitcls(*fit_words, "--config", tmp_path / "interrupt.yaml")[0] == 130
+    words = ["fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.callbacks=null", "--data.batch_size=8"]
+    assert "interrupted with batches of 16 images in 1 processes and goes on with 8 in 1" in vitcls(*words)[1]
+
+
+def test_a_split_of_folders_is_refused(refuses, fit_words, colours):
+    words = ["--data.dataset=null", f"--data.train_dir={colours / 'train'}", "--data.train_split=train[:10]"]
+    assert "is for --data.dataset; of folders and files all rows are taken" in refuses(*fit_words, *words)
+
+
+def test_an_interruption_waits_for_the_step_of_its_accumulated_gradients(vitcls, fit_words, tmp_path, keeps_sigint):
+    words = [*fit_words, "--trainer.accumulate_grad_batches=3", "--data.batch_size=8"]  # 7 batches, 3 steps an epoch
+    press = {"class_path": "tests.interrupting.InterruptInBatch", "init_args": {"batch": 3}}
+    (tmp_path / "press.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [press]}}))
+    assert vitcls(*words, "--run_name=whole")[0] == 0
+    assert vitcls(*words, "--config", tmp_path / "press.yaml")[0] == 130
+    run = tmp_path / "runs" / "run"
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert vitcls("fit", "--ckpt_path", run, "--trainer.callbacks=null")[0] == 0
+    weights = [
+        torch.load(run.parent / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "run")
+    ]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+def test_the_same_batches_can_be_learned_by_heart(vitcls, refuses, fit_words):
+    assert vitcls(*fit_words, "--trainer.overfit_batches=2")[0] == 0
+    stream = ["--data.streaming=true", "--data.validation_split=test", "--trainer.overfit_batches=2"]
+    assert "leave one of the two out" in refuses(*fit_words, *stream)
 
 
 def test_a_resume_from_an_earlier_checkpoint_leaves_no_step_twice(vitcls, run):

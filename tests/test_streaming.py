@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,6 +19,19 @@ from vitcls.data.streamed import StreamedImages, StreamedSplit, StreamSampler
 from vitcls.errors import UserError
 
 ROWS = 48
+CARD = """---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': even
+          '1': odd
+---
+"""
 CLASSES = ["even", "odd"]
 KINDS = {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
 
@@ -193,6 +207,67 @@ def test_only_the_files_of_a_split_are_fetched(vitcls, words, sharded, tmp_path)
     assert vitcls("test", "--ckpt_path", tmp_path / "runs" / "run")[0] == 0
 
 
+def test_a_split_that_is_fetched_alone_has_the_columns_of_the_dataset(tmp_path):
+    """Whose types may stand in the dataset's card only."""
+    table = datasets.Dataset.from_dict({"image": [{"bytes": gray(1), "path": None}], "label": [1]})
+    for split in ("train", "validation"):
+        file = tmp_path / "data" / f"{split}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(table.data.table.replace_schema_metadata(None), file)
+    (tmp_path / "data" / "README.md").write_text(CARD)
+    alone = DatasetSource(str(tmp_path / "data"), split_alone=True)
+    whole = DatasetSource(str(tmp_path / "data"))
+    assert alone.load("validation").features == whole.load("validation").features == datasets.Features(KINDS)
+    assert whole.stream("train").table.features == datasets.Features(KINDS)
+
+
+def test_a_split_of_one_class_folder_keeps_its_class_when_fetched_alone(tmp_path):
+    draw_split(tmp_path / "data" / "train", 2, seed=1)
+    draw_split(tmp_path / "data" / "validation", 2, seed=2, classes=("red",))
+    loaded = DatasetSource(str(tmp_path / "data"), split_alone=True).load("validation")
+    assert loaded.features["label"].names == ["red"]
+
+
+def test_a_stream_goes_on_from_where_its_files_are_now(vitcls, words, sharded, tmp_path):
+    folder = sharded(2)
+    files = [f"--data.{role}_files={folder}/{role}-*.parquet" for role in ("train", "validation")]
+    assert vitcls(*words, *files, "--trainer.max_epochs=1")[0] == 0
+    moved = folder.rename(tmp_path / "moved")
+    files = [f"--data.{role}_files={moved}/{role}-*.parquet" for role in ("train", "validation")]
+    status, out, _ = vitcls("fit", "--ckpt_path", tmp_path / "runs" / "run", *files, "--trainer.max_epochs=2")
+    assert status == 0
+    assert "read as a stream from 2 files" in out
+
+
+def test_other_files_of_the_same_names_are_not_the_same_data(vitcls, refuses, words, sharded, tmp_path):
+    folder = sharded(1)
+    assert vitcls(*words, "--data.dataset", folder)[0] == 0
+    write(folder / "train-00000-of-00001.parquet", [*range(1, ROWS), 200])
+    said = refuses("fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.max_epochs=3")
+    assert "is not that of the run" in said
+
+
+def test_a_run_with_said_rows_is_tested_on_other_data(vitcls, words, colours, sharded, tmp_path):
+    words += ["--data.dataset", str(sharded(1)), f"--data.train_rows={ROWS}", "--trainer.max_epochs=1"]
+    assert vitcls(*words)[0] == 0
+    other = tmp_path / "other"
+    write(other / "test.parquet", [4, 5, 6])
+    write(other / "train.parquet", [4, 5, 6])
+    assert vitcls("test", "--ckpt_path", tmp_path / "runs" / "run", "--data.dataset", other)[0] == 0
+
+
+def test_bad_images_without_names_count_one_by_one(refuses, words, tmp_path):
+    """An error page that a crawler kept again and again has the same bytes each time."""
+    images = [{"bytes": b"<html>" if value % 3 == 0 else gray(value), "path": None} for value in range(ROWS)]
+    rows = {"image": images, "label": [value % 2 for value in range(ROWS)]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(rows, features=datasets.Features(KINDS)).to_parquet(tmp_path / "data" / "train.parquet")
+    write(tmp_path / "data" / "validation.parquet", [4, 5, 6])
+    words += ["--data.dataset", str(tmp_path / "data"), "--data.on_bad_image=skip"]
+    status_and_words = refuses(*words)
+    assert "of 48 train images cannot be decoded, more than --data.max_bad_fraction 0.05" in status_and_words
+
+
 def test_parquet_files_are_streamed_together(vitcls, words, sharded):
     folder = sharded(2)
     files = [f"--data.{role}_files={folder}/{role}-*.parquet" for role in ("train", "validation")]
@@ -261,7 +336,6 @@ def test_a_stream_needs_a_validation_set_known_classes_and_the_number_of_its_row
         draw_split(tmp_path / "fresh" / role, 2, seed=1)  # a dataset that was read before has its rows counted
     unknown = refuses(*words, "--data.dataset", tmp_path / "fresh", "--data.validation_split=test")
     assert "say it with --data.train_rows" in unknown
-    assert "is for --data.streaming true" in refuses(*words, "--data.streaming=false", "--data.train_rows=4")
 
 
 def test_image_folders_of_a_dataset_are_streamed_where_the_rows_are_said(vitcls, words, colours):
@@ -272,8 +346,9 @@ def test_image_folders_of_a_dataset_are_streamed_where_the_rows_are_said(vitcls,
 @pytest.mark.parametrize(("value", "part"), [(-1, "has no class"), (None, "has no class"), (2, "'other'")])
 def test_a_row_without_a_known_class_is_named(value, part):
     kind = datasets.ClassLabel(names=[*CLASSES, "other"])
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(UserError, match=part) as caught:
         RowTarget(kind, LabelForm(), CLASSES, "train")(value)
+    assert caught.value.of_one_process  # the one that drew the row has to tell
 
 
 def test_classes_are_matched_by_name():

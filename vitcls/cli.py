@@ -24,6 +24,7 @@ from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
 from vitcls.trainer_options import (
     as_list,
+    check_overfit,
     check_strategy,
     fit_callbacks,
     launched_by_torchrun,
@@ -174,6 +175,7 @@ class VitclsCLI(LightningCLI):
         """The configured trainer, with what a run folder needs and the configuration does not name."""
         config = self._chosen.trainer
         check_strategy(config.strategy)
+        check_overfit(config.overfit_batches, self.datamodule.hparams["streaming"])
         fits = self.subcommand == "fit"
         callbacks = as_list(config.callbacks)
         callbacks = with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
@@ -303,7 +305,7 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
     model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
     data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
     if any(said.data[name] is not None for name in TRAINING):
-        data = {k: v for k, v in data.items() if k not in asdict(SourceChoice())}
+        data = {k: v for k, v in data.items() if k == "streaming" or k not in asdict(SourceChoice())}
     for role in ("validation", "test"):
         if any(said.data[f"{role}_{kind}"] is not None for kind in ("dir", "files")):
             data = {k: v for k, v in data.items() if k not in (f"{role}_dir", f"{role}_files")}

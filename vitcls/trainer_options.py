@@ -74,6 +74,19 @@ def check_strategy(strategy: Any) -> None:
         raise UserError(f"--trainer.strategy {strategy!r} cannot be used here: ddp does the same.")
 
 
+def check_overfit(share: float, streams: bool) -> None:
+    """Refuse to train on the same few batches of a stream, which has no rows to come back to.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    if share and streams:
+        raise UserError(
+            f"--trainer.overfit_batches {share} takes the same batches in each epoch, which --data.streaming true "
+            "cannot give; leave one of the two out."
+        )
+
+
 def launched_by_torchrun(config: Namespace) -> dict[str, Any]:
     """Devices and nodes as torchrun started them; without this each process would train alone."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or config.devices != "auto":

@@ -13,7 +13,7 @@ from vitcls.data.splits import Split
 from vitcls.errors import UserError
 
 # Of other roles, of classes, which are not read, and of streams, which give other images each time.
-_OF_OTHERS = ("validation_", "test_", "label_", "streaming")
+_OF_OTHERS = ("validation_", "test_", "label_", "streaming", "train_rows")
 SOURCES = tuple(field.name for field in fields(SourceChoice) if not field.name.startswith(_OF_OTHERS))
 
 

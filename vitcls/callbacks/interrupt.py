@@ -1,4 +1,4 @@
-"""Ctrl-C between two batches, never inside one."""
+"""Ctrl-C between two optimiser steps, never inside one."""
 
 import signal
 from typing import Any
@@ -7,11 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class GracefulInterrupt(Callback):
-    """Lets the batch that runs finish before Ctrl-C ends the training.
+    """Lets the accumulation window that runs finish before Ctrl-C ends the training.
 
     A KeyboardInterrupt inside an optimiser step would leave half of the weights stepped, and the
-    last.ckpt saved then would be that. A validation that runs is finished, or its epoch would have no
-    figures. A second Ctrl-C ends at once and saves nothing.
+    last.ckpt saved then would be that; gradients that are accumulated for the next step are in no
+    checkpoint. A validation that runs is finished, or its epoch would have no figures. A second Ctrl-C
+    ends at once and saves nothing.
     """
 
     def __init__(self) -> None:
@@ -31,9 +32,12 @@ class GracefulInterrupt(Callback):
         if not isinstance(exception, KeyboardInterrupt):
             self._give_back()
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """End here, where the weights are whole."""
-        self._end_if_asked(trainer)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End here, where the weights are whole and no gradient is left over."""
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._end_if_asked(trainer)
 
     def _ask(self, *_: Any) -> None:
         if self._asked:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -71,7 +72,7 @@ class DataWait(Callback):
             100 * waited / lasted,
             waited,
             lasted,
-            remedies(trainer.train_dataloader.num_workers, trainer.datamodule.hparams.get("cache", "none")),
+            remedies(trainer.train_dataloader.num_workers, _cache_of(trainer.datamodule.hparams)),
         )
 
 
@@ -81,16 +82,20 @@ def share(steps: "deque[tuple[float, float]] | list[tuple[float, float]]") -> fl
     return waited / lasted if lasted else 0.0
 
 
-def remedies(workers: int, cache: str) -> str:
+def remedies(workers: int, cache: str | None) -> str:
     """What a user can do about waiting.
 
     Args:
         workers: `data.num_workers` in force.
-        cache: `data.cache`.
+        cache: `data.cache`; None where there can be none.
     """
     more = f"raise --data.num_workers (now {workers}, on {usable_cores()} cores)"
     kept = {
         "none": ", or keep a cache with --data.cache jpeg",
         "jpeg": ", or keep a larger cache with --data.cache raw",
     }
-    return more + kept.get(cache, "")
+    return more + kept.get(cache or "", "")
+
+
+def _cache_of(data: Mapping[str, Any]) -> str | None:
+    return None if data.get("streaming") else data.get("cache", "none")

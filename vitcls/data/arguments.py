@@ -36,8 +36,6 @@ def check_arguments(said: Mapping[str, Any]) -> None:
 
 
 def _check_streaming(said: Mapping[str, Any]) -> None:
-    if not said["streaming"] and said["train_rows"] is not None:
-        raise UserError(f"--data.train_rows {said['train_rows']} is for --data.streaming true; leave it out.")
     for name, idle in _NOT_OF_STREAMS.items():
         if said["streaming"] and said[name] != idle:
             raise UserError(

@@ -28,15 +28,17 @@ class BadImages:
     def __init__(self, policy: OnBadImage, most: float) -> None:
         self._policy = policy
         self._most = most
-        self._met: dict[str, set[str]] = {}
+        self._named: set[str] = set()
+        self._met: dict[str, tuple[int, set[tuple[str, int]]]] = {}  # role -> epoch, and those met in it
 
-    def take(self, bad: Sequence[BadImage], role: str, rows: float) -> None:
+    def take(self, bad: Sequence[BadImage], role: str, rows: float, epoch: int = 0) -> None:
         """Take the bad images of a batch in.
 
         Args:
             bad: they.
             role: train, validation or test.
-            rows: of the role that this process meets.
+            rows: of the role that this process meets in an epoch.
+            epoch: in which they were met; each is counted anew.
 
         Raises:
             UserError: one is too many; names it and its cause.
@@ -47,17 +49,19 @@ class BadImages:
                 "--data.on_bad_image skip (or blank).",
                 of_one_process=True,
             )
-        met = self._met.setdefault(role, set())
-        fresh = [image for image in bad if image.name not in met]
-        met.update(image.name for image in fresh)
         done = "left out" if self._policy == "skip" else "taken as a blank image"
-        for image in fresh:
-            # An error by its level: processes other than the first stay silent below that.
-            log.error("cannot be decoded, %s: %s: %s", done, image.name, image.cause)
+        for image in bad:
+            if image.name not in self._named:
+                # An error by its level: processes other than the first stay silent below that.
+                log.error("cannot be decoded, %s: %s: %s", done, image.name, image.cause)
+        self._named.update(image.name for image in bad)
+        before, met = self._met.get(role, (epoch, set()))
+        met = (met if before == epoch else set()) | {(image.name, image.id) for image in bad}
+        self._met[role] = epoch, met
         if len(met) > self._most * rows:
             raise UserError(
                 f"{len(met)} of {round(rows)} {role} images cannot be decoded, more than --data.max_bad_fraction "
-                f"{self._most} allows; the last: {_told(fresh or bad)}. Mend the data, or allow more.",
+                f"{self._most} allows; the last: {_told(bad)}. Mend the data, or allow more.",
                 of_one_process=True,
             )
 

@@ -34,6 +34,7 @@ class SourceChoice:
     label_column: str | None = None
     label_delimiter: str | None = None
     streaming: bool = False
+    train_rows: int | None = None
 
     def trains(self) -> bool:
         """Whether training data is named."""
@@ -50,6 +51,11 @@ class SourceChoice:
             raise UserError(
                 f"Two sources of training data: --data.dataset {self.dataset!r} and --data.train_dir "
                 f"or train_files {self.train_dir or self.train_files!r}; set one of them to null."
+            )
+        if local is not None and self.train_split != "train":
+            raise UserError(
+                f"--data.train_split {self.train_split!r} is for --data.dataset; of folders and files all rows are "
+                "taken. Leave it out, or take fewer rows with --data.train_limit."
             )
         if local is not None:
             return local

@@ -316,9 +316,8 @@ class ImageDataModule(LightningDataModule):
         """
         if not self._attached.predicting:
             role = "train" if self._attached.training else "test" if self._attached.testing else "validation"
-            # In training each process meets all rows in the end, in evaluation its own share alone.
-            processes = 1 if role == "train" else self._attached.world_size
-            self._bad_images.take(batch["bad"], role, rows=len(self.splits[role]) / processes)
+            rows = len(self.splits[role]) / self._attached.world_size
+            self._bad_images.take(batch["bad"], role, rows, self._attached.current_epoch)
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -328,7 +327,8 @@ class ImageDataModule(LightningDataModule):
             mirrored = self.hparams["tta"] == "flip" and not self._attached.training
             batch["pixel_values"] = torch.stack([pixels, pixels.flip(-1)], dim=1) if mirrored else pixels
         if self._mixer is not None and self._attached.training:
-            return self._mixer(batch, self._attached.current_epoch)
+            assert self._train_loader is not None
+            return self._mixer(batch, self._attached.current_epoch, self._train_loader.taken)
         return batch
 
     @property

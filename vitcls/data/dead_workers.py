@@ -57,8 +57,8 @@ class WatchedLoader(DataLoader):
     @contextmanager
     def _explained(self) -> Iterator[None]:
         global _waited_for
-        _waited_for = self._workers
         try:
+            _waited_for = self._workers
             _raise_if_dead()
             yield
         except Exception as error:
@@ -81,9 +81,10 @@ class WatchedLoader(DataLoader):
         assert worker.exitcode is not None
         assert isinstance(self.worker_init_fn, WorkerStart)
         position, images = self.worker_init_fn.position(dead), getattr(self.dataset, "images", None)
-        at = "" if position is None or images is None else f" at {images.name(position)}"  # a stream has no positions
+        # Of a stream it is the place in a batch that only the worker has.
+        at = "" if position is None or images is None else f" at {images.name(position)}"
         who = f"A process that reads images (worker {dead + 1} of {workers}, process id {worker.pid})"
-        return f"{who} {how(worker.exitcode)}{at}. {advice(worker.exitcode, workers)}"
+        return f"{who} {how(worker.exitcode)}{at}. {advice(worker.exitcode, workers, named=bool(at))}"
 
 
 def how(status: int) -> str:
@@ -91,30 +92,29 @@ def how(status: int) -> str:
     return f"ended with exit status {status}" if status >= 0 else f"was killed by {_signal_name(-status)}"
 
 
-def advice(status: int, workers: int) -> str:
+def advice(status: int, workers: int, named: bool = True) -> str:
     """The likely cause of a worker's death, and what to do.
 
     Args:
         status: the exit status; of a signal, minus its number.
         workers: how many there were.
+        named: whether the image is known that the worker was at.
     """
     name = _signal_name(-status) if status < 0 else ""
     if name == "SIGKILL":
         return (
             "Most likely the system ran out of memory and ended it: lower --data.num_workers "
-            f"({workers} now) or --data.batch_size, or keep the images shrunk with --data.cache jpeg."
+            f"({workers} now) or --data.batch_size."
         )
     if name == "SIGBUS":
         return (
-            f"Most likely the shared memory through which batches travel is full{_shared_memory()}: enlarge it "
+            f"Most likely the shared memory through which batches travel was full{_shared_memory()}: enlarge it "
             f"(docker run --shm-size 2g), or lower --data.num_workers ({workers} now); {_WITHOUT}, which needs none."
         )
     if name in ("SIGTERM", "SIGINT", "SIGHUP"):
         return "Another program asked it to end, such as a job scheduler at its time limit; run it again."
-    return (
-        "A library crashed or ended the process: look at that image, or have all of them read with `python -m vitcls "
-        f"check`, and remove or replace it; {_WITHOUT}."
-    )
+    look = "look at that image, or have all of them read with `python -m vitcls check`, and remove or replace it; "
+    return f"A library crashed or ended the process: {look if named else ''}{_WITHOUT}."
 
 
 def _signal_name(number: int) -> str:
@@ -128,7 +128,7 @@ def _shared_memory() -> str:
     if not SHARED_MEMORY.is_dir():
         return ""
     room = shutil.disk_usage(SHARED_MEMORY)
-    return f" ({SHARED_MEMORY}: {room.total / 1e6:.0f} MB, {room.free / 1e6:.0f} MB free)"
+    return f" ({SHARED_MEMORY}: {room.total / 1e6:.0f} MB, {room.free / 1e6:.0f} MB free now)"
 
 
 def _listen(workers: Sequence[BaseProcess]) -> None:

@@ -87,7 +87,7 @@ def decode_file(data: bytes) -> Decoded:
     except UnidentifiedImageError as error:
         raise BadImageError("the content is not an image of a known format") from error
     except Exception as error:
-        raise BadImageError(f"{error or type(error).__name__}") from error
+        raise BadImageError(str(error) or type(error).__name__) from error
 
 
 def _check_shape(image: Image.Image) -> None:

@@ -1,9 +1,10 @@
 """DataLoaders, and how many processes decode for them."""
 
+import logging
 import os
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from vitcls.data.collate import collate
 from vitcls.data.dead_workers import WatchedLoader
@@ -11,6 +12,8 @@ from vitcls.data.rows import ImageRows
 from vitcls.data.sampling import TrainSampler
 from vitcls.data.streamed import StreamedImages, StreamSampler
 from vitcls.data.workers import WorkerStart
+
+log = logging.getLogger(__name__)
 
 MOST_WORKERS = 8  # beyond, a photo pipeline waits for the device or the disk, not for cores
 
@@ -39,33 +42,49 @@ class TimedLoader(WatchedLoader):
 class ResumableLoader(TimedLoader):
     """The loader of a training set: an interrupted epoch goes on with the batches that were not taken yet.
 
-    Its sampler must give the same epoch again and skip its first `skip` rows. Lightning keeps the state of
+    Its sampler gives the same epoch again and skips its first `skip` rows; where Lightning put another in its place
+    (trainer.overfit_batches), each epoch starts anew. Lightning keeps the state of
     a loader that has one in its checkpoints, the first process's for all of them.
+
+    Attributes:
+        taken: how many batches of the epoch were taken, before an interruption too.
     """
 
-    _taken = 0  # batches of this epoch
-    _interrupted: tuple[int, int] = (-1, 0)  # epoch, and the batches of it that were taken
+    taken = 0
+    _interrupted: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were taken: those read ahead are not."""
-        return {"epoch": self._sampler.epoch, "batches": self._taken}
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self.taken, **self._shape()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after an interruption."""
-        self._interrupted = state["epoch"], state["batches"]
+        self._interrupted = state
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        epoch, batches = self._interrupted
-        self._taken = batches if epoch == self._sampler.epoch else 0
-        self._interrupted = (-1, 0)
-        self._sampler.skip = self._taken * (self.batch_size or 1)
+        interrupted, self._interrupted, self.taken = self._interrupted, None, 0
+        if isinstance(self.sampler, (TrainSampler, StreamSampler)):
+            if interrupted is not None and interrupted["epoch"] == self.sampler.epoch:
+                self.taken = interrupted["batches"]
+                self._check_shape(interrupted)
+            self.sampler.skip = self.taken * (self.batch_size or 1)
         for batch in super().__iter__():
-            self._taken += 1
+            self.taken += 1
             yield batch
 
-    @property
-    def _sampler(self) -> TrainSampler | StreamSampler:
-        return cast(TrainSampler | StreamSampler, self.sampler)
+    def _shape(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size or 1, "processes": getattr(self.sampler, "num_replicas", 1)}
+
+    def _check_shape(self, interrupted: dict[str, int]) -> None:
+        before, now = (
+            {name: shape[name] for name in ("batch_size", "processes")} for shape in (interrupted, self._shape())
+        )
+        if before != now and 0 < self.taken < len(self):
+            log.warning(
+                "the epoch was interrupted with batches of %d images in %d processes and goes on with %d in %d: some "
+                "of its images come twice or not at all; the epochs after it are whole",
+                *(*before.values(), *now.values()),
+            )
 
 
 def image_loader(rows: ImageRows | StreamedImages, workers: int, rank: int, **kwargs: Any) -> TimedLoader:

@@ -22,17 +22,14 @@ class BatchMixer:
         mixers += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
         self._mix = v2.RandomChoice(mixers)
         self._seed = seed
-        self._epoch = self._number = -1
 
-    def __call__(self, batch: Batch, epoch: int) -> Batch:
-        """Mix a batch.
+    def __call__(self, batch: Batch, epoch: int, number: int) -> Batch:
+        """Mix the batch of that number in its epoch.
 
         Takes pixel_values (B, 3, S, S) float and labels (B,) int64, or (B, K) float of several classes;
         gives the same pixel_values mixed, and labels (B, K) float.
         """
-        self._number = self._number + 1 if epoch == self._epoch else 0
-        self._epoch = epoch
-        seeds = np.random.SeedSequence((*self._seed, epoch, self._number))
+        seeds = np.random.SeedSequence((*self._seed, epoch, number))
         with seeded(int(seeds.generate_state(1)[0])):
             pixels, labels = self._mix(batch["pixel_values"], batch["labels"])
         return {**batch, "pixel_values": pixels, "labels": labels}

@@ -25,7 +25,6 @@ class RowChoice:
     split_seed: int
     train_limit: int | None
     eval_limit: int | None
-    train_rows: int | None = None
 
 
 class Roles:
@@ -84,7 +83,7 @@ class Roles:
         label = columns.label_column(features, self._sources.label_column, form)
         self.labels = self.labels or declared_classes(features[label], label)
         _check_several(self.labels)
-        rows = self._rows.train_rows or stream.rows
+        rows = self._sources.train_rows or stream.rows
         if rows is None:
             raise UserError(
                 f"How many rows the stream of {split!r} has is not known from its metadata, and so neither is the "

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import datasets
 
 from vitcls.data import digits
-from vitcls.data.streams import Stream
+from vitcls.data.streams import LEAN_SCAN, Stream
 from vitcls.errors import UserError, listing, suggestion
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,7 @@ class DatasetSource:
         with self._explained():
             where = (self._path(), self.config_name)
             if self.split_alone:
-                files = {base: self._files[base] for base in bases_of(split)}
-                return datasets.load_dataset(
-                    *where, split=split, revision=self.revision, data_files=files, verification_mode="no_checks"
-                )
+                return datasets.load_dataset(*where, split=split, revision=self.revision, **self._alone(split))
             return datasets.load_dataset(*where, split=split, revision=self.revision)
 
     def stream(self, split: str) -> Stream:
@@ -89,10 +87,22 @@ class DatasetSource:
                 f"{self.name!r}: {listing(self.splits)}."
             )
         with self._explained():
+            scan = (
+                {"fragment_scan_options": LEAN_SCAN} if hasattr(self._builder.config, "fragment_scan_options") else {}
+            )
             table = datasets.load_dataset(
-                self._path(), self.config_name, split=split, revision=self.revision, streaming=True
+                self._path(), self.config_name, split=split, revision=self.revision, streaming=True, **scan
             )
             return Stream(table, self._files[split], self._rows_said(split))
+
+    def _alone(self, split: str) -> dict[str, Any]:
+        """The words with which `load_dataset` fetches the files of a split only, as if it fetched all."""
+        files = {base: self._files[base] for base in bases_of(split)}
+        words = {"data_files": files, "verification_mode": "no_checks", "features": self._builder.info.features}
+        names = {PurePosixPath(file).stem for own in files.values() for file in own}
+        if hasattr(self._builder.config, "drop_labels") and "metadata" not in names:
+            words["drop_labels"] = False  # a split of one class folder has classes too
+        return words
 
     @cached_property
     def _builder(self) -> datasets.DatasetBuilder:

@@ -65,11 +65,13 @@ class RowTarget:
         if name not in self._index:
             raise UserError(
                 f"The {self._where} data has a class that the model does not know: {name!r}. The model's "
-                f"{len(self._index)} classes: {listing(self._index, 8)}."
+                f"{len(self._index)} classes: {listing(self._index, 8)}.",
+                of_one_process=True,
             )
         return self._index[name]
 
     def _without_class(self) -> UserError:
         return UserError(
-            f"A row of the {self._where} data has no class; remove such rows, or choose another --data.label_column."
+            f"A row of the {self._where} data has no class; remove such rows, or choose another --data.label_column.",
+            of_one_process=True,
         )

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import datasets
@@ -61,8 +61,11 @@ class StreamedSplit:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the names of its files and columns, and of how many rows there are."""
-        files = [PurePosixPath(file).name for file in self.stream.files]
+        """A digest of its columns, of how many rows there are, and of the names and sizes of its files.
+
+        Files far away go by their names: those of the Hub have their revision in them.
+        """
+        files = [(PurePosixPath(file).name, _size(file)) for file in self.stream.files]
         return hashlib.sha256(repr((self.rows, files, self.stream.table.features)).encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -79,8 +82,14 @@ class StreamedSplit:
         shards = self.stream.shards
         if processes == 1 or shards is None or len(shards) % processes or sum(shards) != self.rows:
             return None
+        if self.stream.table.num_shards != len(shards):
+            return None  # then a file is no shard of `datasets`
         own = np.reshape(shards, (processes, -1)).sum(axis=1).tolist()
         return own if max(own) * processes <= self.rows * (1 + MOST_TWICE) else None
+
+
+def _size(file: str) -> int | None:
+    return Path(file).stat().st_size if Path(file).is_file() else None
 
 
 class StreamedRow(NamedTuple):
@@ -130,6 +139,7 @@ class StreamSampler(DistributedSampler[StreamedRow]):
         shares = shares or [len(range(other, len(split), processes)) for other in range(processes)]
         self._own = shares[rank]
         self.num_samples = max(shares)
+        self._said = False
         self.skip = 0  # rows at the start of the next epoch that were taken before an interruption
 
     def __iter__(self) -> Iterator[StreamedRow]:
@@ -146,19 +156,26 @@ class StreamSampler(DistributedSampler[StreamedRow]):
         for taken, row in enumerate(islice(passing, self._own), 1):  # noqa: B007 - asked for below
             yield row
         if taken < self._own or next(passing, None) is not None:
-            log.warning(
-                "the metadata of %r say that it has %d rows, but the stream has %s; each epoch takes that many "
-                "(give the right number with --data.train_rows)",
-                self._split.name,
-                len(self._split),
-                "fewer, of which some come twice" if taken < self._own else "more, of which some are left out",
-            )
+            self._say_wrong_number(fewer=taken < self._own)
         if not taken:
-            raise UserError(f"The stream of {self._split.name!r} has no rows; give data with images in it.")
+            raise UserError(
+                f"The stream of {self._split.name!r} has no rows; give data with images in it.", of_one_process=True
+            )
         while taken < self.num_samples:
             for row in islice(self._pass(), self.num_samples - taken):
                 taken += 1
                 yield row
+
+    def _say_wrong_number(self, fewer: bool) -> None:
+        if not self._said:
+            log.warning(
+                "%r is said to have %d rows (by --data.train_rows, else by its metadata), but the stream has %s: each "
+                "epoch takes that many. Give the right number with --data.train_rows.",
+                self._split.name,
+                len(self._split),
+                "fewer, of which some come twice" if fewer else "more, of which some are left out",
+            )
+        self._said = True
 
     def _pass(self) -> Iterator[dict[str, Any]]:
         """Once through the rows of this process."""

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from vitcls.data.label_form import is_string
-from vitcls.data.streams import Stream
+from vitcls.data.streams import LEAN_SCAN, Stream
 from vitcls.errors import UserError, listing
 
 # What a column of paths is called; metadata.csv of an image folder says `file_name`.
@@ -76,7 +76,11 @@ def stream_of(files: Sequence[str], split: str) -> Stream:
     places = [str(Path(file).expanduser().resolve()) for file in files]
     try:
         table = datasets.load_dataset(
-            "parquet", data_files={split: [glob.escape(place) for place in places]}, split=split, streaming=True
+            "parquet",
+            data_files={split: [glob.escape(place) for place in places]},
+            split=split,
+            streaming=True,
+            fragment_scan_options=LEAN_SCAN,
         )
         return Stream(_with_images(table, Path(files[0]), streamed=True), places)
     except (ValueError, OSError) as error:

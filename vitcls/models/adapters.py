@@ -45,13 +45,14 @@ class LoRA:
     bias: Literal["none", "all", "lora_only"] = "none"
 
 
-def add_lora(network: Any, lora: LoRA, head: list[str]) -> PeftModel:
+def add_lora(network: Any, lora: LoRA, head: list[str], revision: str | None = None) -> PeftModel:
     """Freeze the network, put adapters on its targets, keep the head trainable and saved.
 
     Args:
         network: a transformers image classifier.
         lora: what to add.
         head: names of the head's modules.
+        revision: of the network's Hub repository, for those who load the adapter.
 
     Raises:
         UserError: a target matches no layer, or r is not positive; lists the layers that there are.
@@ -66,7 +67,7 @@ def add_lora(network: Any, lora: LoRA, head: list[str]) -> PeftModel:
         bias=lora.bias,
         modules_to_save=head,
     )
-    return get_peft_model(network, config)
+    return get_peft_model(network, config, revision=revision)
 
 
 def resolve_targets(network: nn.Module, targets: Iterable[str], head: list[str]) -> list[str]:

@@ -215,7 +215,7 @@ class ViTClassifier(LightningModule):
         if self.hparams["image_size"] is not None:
             fit_to_size(network, self.hparams["image_size"])
         if self._lora is not None:
-            network = add_lora(network, self._lora, head_names(network))
+            network = add_lora(network, self._lora, head_names(network), self.hparams["revision"])
         elif self.hparams["train"] == "head":
             train_head_only(network)
         if self._keeps_trained_only:
@@ -359,7 +359,7 @@ class ViTClassifier(LightningModule):
         except RuntimeError as error:  # sizes or names of the weights
             raise UserError(
                 "The checkpoint's weights do not fit the network; its shape (--model.checkpoint, "
-                "--model.architecture, --model.adapter) must be the one that was trained: "
+                "--model.architecture, --model.adapter, --model.image_size) must be the one that was trained: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from error
 

@@ -78,13 +78,13 @@ def _config_of_base(network: Any) -> Any:
     """Of a network with an adapter: with the image size of its base, whose weights have no other."""
     config = copy(network.get_base_model().config)
     if _is_resized_base(network):
-        config.image_size = config.pretrained_image_size
+        config.image_size = network.get_base_model().pretrained_image_size
     return config
 
 
 def _is_resized_base(network: Any) -> bool:
     """Whether the base must interpolate its position embeddings in each forward, as its files are for another size."""
-    return isinstance(network, PeftModel) and hasattr(network.get_base_model().config, "pretrained_image_size")
+    return isinstance(network, PeftModel) and hasattr(network.get_base_model(), "pretrained_image_size")
 
 
 def _card(model: ViTClassifier, adapted: bool) -> str:
@@ -122,8 +122,10 @@ _LOAD_ADAPTER = """from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 folder = "PATH/OF/THIS/FOLDER"
+adapter = PeftConfig.from_pretrained(folder)
 base = AutoModelForImageClassification.from_pretrained(
-    PeftConfig.from_pretrained(folder).base_model_name_or_path,
+    adapter.base_model_name_or_path,
+    revision=adapter.revision,
     config=AutoConfig.from_pretrained(folder),
     ignore_mismatched_sizes=True,
 )

@@ -34,7 +34,7 @@ def fit_to_size(network: Any, size: int) -> None:
         )
     if config.model_type in _WITH_GRID and config.image_size != size:
         _resize_grid(network.base_model.embeddings, size, patch)
-        config.pretrained_image_size, config.image_size = config.image_size, size
+        network.pretrained_image_size, config.image_size = config.image_size, size
     _check_takes(network, size)
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from vitcls.errors import UserError, listing
 from vitcls.runs import RECORD
 
+POSITIONS = ".position_embeddings"
+
 
 def trained_part(module: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a state_dict that training changes."""
@@ -48,11 +50,19 @@ def check_frozen_part(content: dict[str, Any], digest: str, checkpoint: str | No
 
 
 def frozen_digest(network: nn.Module) -> str:
-    """A digest of the frozen weights: what a checkpoint without them was trained on top of."""
+    """A digest of the frozen weights: what a checkpoint without them was trained on top of.
+
+    Without position embeddings that were interpolated: their last bits differ between processors.
+    """
     digest = hashlib.sha256()
+    resized = hasattr(network, "pretrained_image_size")
     for name, parameter in sorted(network.named_parameters()):
         # peft keeps the untrained head aside as `original_module`; it is random and never used.
-        if not parameter.requires_grad and ".original_module." not in name:
+        if (
+            not parameter.requires_grad
+            and ".original_module." not in name
+            and not (resized and name.endswith(POSITIONS))
+        ):
             digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
