@@ -1,16 +1,18 @@
+import base64
 import json
 import random
+import re
 import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.conftest import draw_split
 from vitcls.check.duplicates import exact_groups, near_pairs
 from vitcls.check.reading import FACTS, read_facts
 from vitcls.check.signature import signature
+from vitcls.data.decode import decode
 from vitcls.data.rows import FileImages
 
 
@@ -159,7 +161,25 @@ def test_planted_copies_of_real_photos_are_all_found_and_nothing_else(shared, tm
     assert len(found - planted) <= 1, "photos of this set that do look alike"
 
 
-def test_the_pages_sheet_shows_training_transforms(check, photos):
-    torch.manual_seed(0)
-    _, _, found = check("--data.dataset", photos, "--data.augment=strong")
-    assert found["epoch"]["network_seconds"] > 0
+def sheet(page: str) -> dict[str, list[bytes]]:
+    """The sample pictures of each class on a page, as files."""
+    found = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="(\w+), sample \d+"', page)
+    pictures: dict[str, list[bytes]] = {}
+    for data, name in found:
+        pictures.setdefault(name, []).append(base64.b64decode(data))
+    return pictures
+
+
+def test_the_pages_sheet_shows_each_class_as_the_network_sees_it_in_training(check, photos, tmp_path):
+    shown = {}
+    for augment in ("none", "strong"):
+        _, _, found = check("--data.dataset", photos, f"--data.augment={augment}")
+        shown[augment] = sheet((tmp_path / "check" / "check.html").read_text(encoding="utf-8"))
+        assert found["epoch"]["network_seconds"] > 0
+    assert list(shown["none"]) == ["blue", "green", "red"]
+    for place, name in enumerate(("red", "green", "blue")):
+        pixels = decode(shown["none"][name][0])
+        assert pixels.shape == (32, 32, 3)
+        assert pixels.mean((0, 1)).argmax() == place
+    assert all(len(shown["none"][name]) == len(shown["strong"][name]) > 1 for name in shown["none"])
+    assert shown["none"] != shown["strong"]

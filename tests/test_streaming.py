@@ -343,7 +343,9 @@ def test_image_folders_of_a_dataset_are_streamed_where_the_rows_are_said(vitcls,
     assert vitcls(*words, "--trainer.max_epochs=1")[0] == 0
 
 
-@pytest.mark.parametrize(("value", "part"), [(-1, "has no class"), (None, "has no class"), (2, "'other'")])
+@pytest.mark.parametrize(
+    ("value", "part"), [(-1, "has no class"), (-2, "has no class"), (None, "has no class"), (2, "'other'")]
+)
 def test_a_row_without_a_known_class_is_named(value, part):
     kind = datasets.ClassLabel(names=[*CLASSES, "other"])
     with pytest.raises(UserError, match=part) as caught:

@@ -1,1 +1,1 @@
-"""How fast the parts are, on the machine and the data at hand."""
+"""What the parts cost in time and memory, on the machine and the data at hand."""

@@ -15,6 +15,7 @@ from vitcls.data.label_form import (
     LabelForm,
     holds_class,
     is_class_label,
+    is_missing,
     is_name_or_number,
     is_string,
     one_class,
@@ -141,12 +142,11 @@ def _named(feature: object, values: NDArray, column: str, where: str) -> Labelle
 
 
 def _is_unknown(several: list[Any] | str | None) -> bool:
-    # -1 is the Hub's custom for hidden test labels.
-    return several is None or (isinstance(several, list) and any(one is None or one == -1 for one in several))
+    return several is None or (isinstance(several, list) and any(map(is_missing, several)))
 
 
 def _checked(values: NDArray, column: str, where: str) -> NDArray[np.int64]:
-    # A missing number is NaN in a float array; -1 is the Hub's custom for hidden test labels.
+    # As `is_missing`, of all rows at once; a missing number is NaN in a float array.
     bad = np.isnan(values) | (values < 0) if values.dtype.kind == "f" else values < 0
     if bad.any():
         raise _unlabelled(np.flatnonzero(bad).tolist(), column, where)

@@ -68,6 +68,11 @@ def one_class(feature: object) -> object:
     return feature.feature if is_list(feature) else feature  # type: ignore[attr-defined]
 
 
+def is_missing(value: object) -> bool:
+    """Whether a row's value is no class: nothing, or -1, the Hub's custom for hidden test labels."""
+    return value is None or value == "" or (isinstance(value, int) and value < 0)
+
+
 def parts(text: str, delimiter: str) -> list[str]:
     """The classes in one string."""
     return [part.strip() for part in text.split(delimiter) if part.strip()]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from vitcls.data.label_form import LabelForm, is_class_label, one_class, parts
+from vitcls.data.label_form import LabelForm, is_class_label, is_missing, one_class, parts
 from vitcls.errors import UserError, listing
 from vitcls.types import Target
 
@@ -58,8 +58,7 @@ class RowTarget:
         return target
 
     def _index_of(self, value: Any) -> int:
-        # -1 is the Hub's custom for hidden test labels.
-        if value is None or value == "" or value == -1:
+        if is_missing(value):
             raise self._without_class()
         name = self._names[value] if self._names is not None else str(value)
         if name not in self._index:
