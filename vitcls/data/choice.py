@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from vitcls.data.joined import JoinedSource, OneSource
 from vitcls.data.sources import DatasetSource, FolderSource, bases_of
@@ -112,3 +113,10 @@ class SourceChoice:
 
 def _listed(places: Places | None) -> list[str]:
     return [] if places is None else [places] if isinstance(places, str) else list(places)
+
+
+def as_text(places: Any) -> Any:
+    """Plain strings of what may be paths, as checkpoints hold them: a place, a list of them, or None."""
+    if isinstance(places, (list, tuple)):
+        return [str(place) for place in places]
+    return None if places is None else str(places)

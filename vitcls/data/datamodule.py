@@ -18,12 +18,12 @@ from vitcls.data.asked import Classifier
 from vitcls.data.bad_images import EVALUATION, BadImages, OnBadImage
 from vitcls.data.cache import CacheKind
 from vitcls.data.cache_building import split_images
-from vitcls.data.choice import Places, SourceChoice
+from vitcls.data.choice import Places, SourceChoice, as_text
 from vitcls.data.collate import collate
 from vitcls.data.inputs import images_to_predict
 from vitcls.data.label_form import LabelForm
 from vitcls.data.loaders import ResumableLoader, TimedLoader, image_loader, worker_count
-from vitcls.data.mixing import BatchMixer
+from vitcls.data.mixing import BatchMixer, mixer_of
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import ImageRows, Images
@@ -31,7 +31,7 @@ from vitcls.data.sampling import SharedEvenly, check_enough
 from vitcls.data.splits import Split
 from vitcls.data.streamed import StreamedImages, StreamedSplit
 from vitcls.data.training import training_rows
-from vitcls.data.transforms import Augment, Transform, listed_transform, train_transform
+from vitcls.data.transforms import Augment, Transform
 from vitcls.errors import UserError
 from vitcls.types import Batch, Sample, Targets
 
@@ -161,9 +161,9 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         # Checkpoints are read with weights_only=True: plain values only, no Path.
-        dataset, predict = _as_text(dataset), _as_text(predict)
-        train_dir, validation_dir, test_dir = map(_as_text, (train_dir, validation_dir, test_dir))
-        train_files, validation_files, test_files = map(_as_text, (train_files, validation_files, test_files))
+        dataset, predict = as_text(dataset), as_text(predict)
+        train_dir, validation_dir, test_dir = map(as_text, (train_dir, validation_dir, test_dir))
+        train_files, validation_files, test_files = map(as_text, (train_files, validation_files, test_files))
         self.save_hyperparameters()
         check_arguments(self.hparams)
         self._roles = Roles(SourceChoice(**self._said(SourceChoice)), RowChoice(**self._said(RowChoice)))
@@ -243,19 +243,11 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented."""
-        split = self.splits["train"]
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
-        mixup, cutmix = self.hparams["mixup"], self.hparams["cutmix"]
-        if mixup or cutmix:
-            self._mixer = BatchMixer(mixup, cutmix, len(self.labels or ()), (seed, self._attached.global_rank))
+        processes, rank = self._attached.world_size, self._attached.global_rank
+        self._mixer = mixer_of(self.hparams, len(self.labels or ()), (seed, rank))
         rows, sampler = training_rows(
-            split,
-            self._images.get("train"),
-            self._train_transform(),
-            self.hparams,
-            seed=seed,
-            processes=self._attached.world_size,
-            rank=self._attached.global_rank,
+            self.splits["train"], self._images.get("train"), self.image_spec, self.hparams, seed, processes, rank
         )
         loader = self._loader(rows, batch_size=self.hparams["batch_size"], sampler=sampler)
         self._train_loader = cast(ResumableLoader, loader)
@@ -274,12 +266,6 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after an interruption."""
         self._interrupted = state_dict.get("train_loader")
-
-    def _train_transform(self) -> Transform:
-        if self.hparams["transforms"] is not None:
-            return listed_transform(self.hparams["transforms"], self.image_spec.size)
-        said = {name: self.hparams[name] for name in ("augment", "crop_scale", "crop_ratio", "flip")}
-        return train_transform(spec=self.image_spec, **said)
 
     def val_dataloader(self) -> DataLoader:
         """In order, each row once over all processes."""
@@ -357,9 +343,3 @@ class ImageDataModule(LightningDataModule):
 
     def _workers(self, processes: int) -> int:
         return worker_count(self.hparams["num_workers"], processes)
-
-
-def _as_text(places: Any) -> Any:
-    if isinstance(places, (list, tuple)):
-        return [str(place) for place in places]
-    return None if places is None else str(places)

@@ -1,10 +1,20 @@
 """Mixing the images of a training batch with one another, on the device."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from torchvision.transforms import v2
 
 from vitcls.data.seeding import seeded
 from vitcls.types import Batch
+
+
+def mixer_of(said: Mapping[str, Any], classes: int, seed: tuple[int, ...]) -> "BatchMixer | None":
+    """What ImageDataModule's arguments ask for; None where nothing is to be mixed."""
+    if not said["mixup"] and not said["cutmix"]:
+        return None
+    return BatchMixer(said["mixup"], said["cutmix"], classes, seed)
 
 
 class BatchMixer:

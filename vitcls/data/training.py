@@ -4,33 +4,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitcls.data.bad_images import TRAINING
+from vitcls.data.preprocess import ImageSpec
 from vitcls.data.rows import ImageRows, Images
 from vitcls.data.sampling import TrainSampler
 from vitcls.data.splits import Split
 from vitcls.data.streamed import StreamedImages, StreamedSplit, StreamSampler
-from vitcls.data.transforms import Transform
+from vitcls.data.transforms import Transform, listed_transform, train_transform
 
 
 def training_rows(
     split: Split | StreamedSplit,
     images: Images | None,
-    transform: Transform,
+    spec: ImageSpec,
     said: Mapping[str, Any],
-    **shared: int,
+    seed: int,
+    processes: int,
+    rank: int,
 ) -> tuple[ImageRows, TrainSampler] | tuple[StreamedImages, StreamSampler]:
     """What a DataLoader of the training set takes.
 
     Args:
         split: the rows.
         images: of a Split; None of a stream.
-        transform: of each image.
+        spec: how the network wants its images.
         said: ImageDataModule's arguments.
-        shared: seed of the run, number of processes and rank of this one.
+        seed: the run's.
+        processes: how many share the rows.
+        rank: which of them this is.
     """
-    instead = TRAINING[said["on_bad_image"]]
+    transform, instead = _transform(spec, said), TRAINING[said["on_bad_image"]]
     if isinstance(split, StreamedSplit):
-        return StreamedImages(transform, instead), StreamSampler(split, said["stream_buffer"], **shared)
+        return StreamedImages(transform, instead), StreamSampler(split, said["stream_buffer"], seed, processes, rank)
     assert images is not None
     balanced = said["sampling"] == "balanced"
-    sampler = TrainSampler(split.targets, repeats=said["repeats"], balanced=balanced, **shared)
+    sampler = TrainSampler(split.targets, seed, processes, rank, repeats=said["repeats"], balanced=balanced)
     return ImageRows(images, transform, split.targets, instead), sampler
+
+
+def _transform(spec: ImageSpec, said: Mapping[str, Any]) -> Transform:
+    if said["transforms"] is not None:
+        return listed_transform(said["transforms"], spec.size)
+    words = {name: said[name] for name in ("augment", "crop_scale", "crop_ratio", "flip")}
+    return train_transform(spec=spec, **words)
