@@ -82,12 +82,12 @@ def test_the_schedule_warms_up_linearly_and_ends_at_its_floor(name):
 def test_a_rate_of_the_optimizers_own_is_refused():
     groups = parameter_groups(torch.nn.Linear(3, 2), lr=0.1, weight_decay=0.0)
     with pytest.raises(UserError, match=r"sets lr to 0.5, but the model's is 0.1"):
-        build_optimizer(lambda groups: torch.optim.SGD(groups, lr=0.5), groups)
+        build_optimizer(lambda groups: torch.optim.SGD(groups, lr=0.5), groups, 0.1, 0.0)
 
 
 def test_an_optimizer_of_the_users_takes_the_models_rate_and_decay():
     groups = parameter_groups(torch.nn.Linear(3, 2), lr=0.1, weight_decay=0.3)
-    optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.9), groups)
+    optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.9), groups, 0.1, 0.3)
     assert [(g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups] == [
         (0.1, 0.3, 0.9),
         (0.1, 0.0, 0.9),

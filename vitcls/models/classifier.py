@@ -14,9 +14,10 @@ from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint
 from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
-from vitcls.models.arguments import check_network, check_numbers, check_threshold_names, check_thresholds
+from vitcls.models.arguments import check_network, check_numbers, check_rates, check_threshold_names, check_thresholds
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
+from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.network import (
     explained,
@@ -36,6 +37,7 @@ from vitcls.optim import (
     Schedule,
     build_optimizer,
     build_schedule,
+    check_same_groups,
     keep_configured_rates,
     parameter_groups,
     warmup_steps,
@@ -64,7 +66,10 @@ class ViTClassifier(LightningModule):
         adapter: LoRA; not given: no adapter.
         train: without an adapter, what is trained: `all` weights or the `head` only.
         lr: peak learning rate.
-        weight_decay: of weight matrices; biases and norms do not decay.
+        head_lr: that of the head, where it is another.
+        layer_decay: what the rate is multiplied by from one block to the one below it, in (0, 1]; fine-tuning
+            BEiT takes 0.65 to 0.85 (Bao et al. 2021, arXiv:2106.08254). 1: the same rate in all layers.
+        weight_decay: of weight matrices; biases, norms, tokens and position embeddings do not decay.
         warmup_steps: optimiser steps of linear warm-up.
         warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
         schedule: of the learning rate after the warm-up.
@@ -92,6 +97,8 @@ class ViTClassifier(LightningModule):
         adapter: LoRA | None = None,
         train: Literal["all", "head"] = "all",
         lr: float = 1e-4,
+        head_lr: float | None = None,
+        layer_decay: float = 1.0,
         weight_decay: float = 0.01,
         warmup_steps: int | None = None,
         warmup_fraction: float = 0.1,
@@ -108,6 +115,7 @@ class ViTClassifier(LightningModule):
         super().__init__()
         check_network(checkpoint, architecture, adapter, train, image_size)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
+        check_rates(head_lr, layer_decay, adapter, train)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
@@ -287,7 +295,8 @@ class ViTClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
-        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups())
+        rates = (self.hparams["lr"], self.hparams["weight_decay"])
+        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
         total = self._total_steps()
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
         scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total)
@@ -314,7 +323,9 @@ class ViTClassifier(LightningModule):
         self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.network, self.hparams["lr"], self.hparams["weight_decay"])
+        lr = self.hparams["lr"]
+        rates = rates_of_layers(self.network, lr, self.hparams["head_lr"], self.hparams["layer_decay"])
+        return parameter_groups(self.network, lr, self.hparams["weight_decay"], rates)
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -343,9 +354,11 @@ class ViTClassifier(LightningModule):
         """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
-            UserError: the checkpoint is not of vitcls, or the frozen weights differ.
+            UserError: the checkpoint is not of vitcls, the frozen weights differ, or the groups of a resume do.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
+        if self._is_fitting() and checkpoint.get("optimizer_states"):
+            check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
