@@ -16,7 +16,7 @@ from vitcls.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "polynomial", "warmup_stable_decay"]
 OptimizerFactory = Callable[[Iterable], Optimizer]
 _ADDED = re.compile(
     r"(?:^|\.)(?:position_embeddings?(?:_\w+)?(?:\.weight)?|\w*relative_position_bias_table"
@@ -98,17 +98,37 @@ def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mappi
         )
 
 
-def build_schedule(name: Schedule, optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LRScheduler:
+def build_schedule(
+    name: Schedule,
+    optimizer: Optimizer,
+    warmup_steps: int,
+    total_steps: int,
+    power: float = 2.0,
+    decay_fraction: float = 0.2,
+) -> LRScheduler:
     """Linear warm-up from 0, then the named decay to 0 at `total_steps` (or none, `constant`).
 
     Args:
-        name: cosine is Loshchilov and Hutter 2016 (arXiv:1608.03983) without restarts.
+        name: cosine is Loshchilov and Hutter 2016 (arXiv:1608.03983) without restarts; polynomial is
+            (1 - p)**power of the share p of the decay that has passed; warmup_stable_decay holds the
+            peak and falls at the end by 1 - sqrt(p) (Haegele et al. 2024, arXiv:2405.18392, section 3).
         optimizer: whose rates.
         warmup_steps: optimiser steps until the peak.
         total_steps: optimiser steps of the whole training.
+        power: of polynomial.
+        decay_fraction: of warmup_stable_decay: the share of all steps in which it falls, at most those
+            that the warm-up leaves.
     """
     known = "constant_with_warmup" if name == "constant" else name
-    return get_scheduler(known, optimizer, warmup_steps, total_steps)
+    kinds = {
+        "polynomial": {"lr_end": 0.0, "power": power},
+        "warmup_stable_decay": {
+            "num_decay_steps": max(0, min(round(decay_fraction * total_steps), total_steps - warmup_steps)),
+            "decay_type": "1-sqrt",
+        },
+    }
+    last = max(total_steps, warmup_steps + 1)  # polynomial divides by the steps after the warm-up
+    return get_scheduler(known, optimizer, warmup_steps, last, scheduler_specific_kwargs=kinds.get(name))
 
 
 def warmup_steps(total_steps: int, steps: int | None, fraction: float) -> int:

@@ -28,6 +28,17 @@ def check_rates(head_lr: float | None, layer_decay: float, adapter: object, trai
         )
 
 
+def check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fraction: float) -> None:
+    """Refuse shapes that there are not, or a rise and a fall that are longer than the training."""
+    check_range("model.schedule_power", power, power > 0, "above 0")
+    check_range("model.decay_fraction", decay_fraction, 0 <= decay_fraction <= 1, "between 0 and 1")
+    if schedule == "warmup_stable_decay" and warmup_fraction + decay_fraction > 1:
+        raise UserError(
+            f"--model.warmup_fraction {warmup_fraction:g} and --model.decay_fraction {decay_fraction:g} are together "
+            "more than the whole training; lower one of them."
+        )
+
+
 def check_network(
     checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, image_size: int | None
 ) -> None:

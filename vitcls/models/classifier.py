@@ -14,7 +14,14 @@ from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint
 from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
-from vitcls.models.arguments import check_network, check_numbers, check_rates, check_threshold_names, check_thresholds
+from vitcls.models.arguments import (
+    check_network,
+    check_numbers,
+    check_rates,
+    check_schedule,
+    check_threshold_names,
+    check_thresholds,
+)
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.layer_rates import rates_of_layers
@@ -72,7 +79,10 @@ class ViTClassifier(LightningModule):
         weight_decay: of weight matrices; biases, norms, tokens and position embeddings do not decay.
         warmup_steps: optimiser steps of linear warm-up.
         warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
-        schedule: of the learning rate after the warm-up.
+        schedule: of the learning rate after the warm-up: `cosine`, `linear` and `polynomial` fall to 0 from there,
+            `warmup_stable_decay` only at the end, `constant` not at all.
+        schedule_power: of `polynomial`, above 0; 1 is `linear`.
+        decay_fraction: of `warmup_stable_decay`: in which share of all optimiser steps, the last, it falls.
         label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
             arXiv:1512.00567, section 7), in [0, 1); multilabel: over the yes and no of each class.
             Validation and test measure the plain loss.
@@ -103,6 +113,8 @@ class ViTClassifier(LightningModule):
         warmup_steps: int | None = None,
         warmup_fraction: float = 0.1,
         schedule: Schedule = "cosine",
+        schedule_power: float = 2.0,
+        decay_fraction: float = 0.2,
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         loss: Loss | None = None,
@@ -116,6 +128,7 @@ class ViTClassifier(LightningModule):
         check_network(checkpoint, architecture, adapter, train, image_size)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
         check_rates(head_lr, layer_decay, adapter, train)
+        check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
@@ -299,7 +312,8 @@ class ViTClassifier(LightningModule):
         optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
         total = self._total_steps()
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
-        scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total)
+        shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
+        scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total, *shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
