@@ -352,10 +352,13 @@ class ViTClassifier(LightningModule):
 
     # -- keeping ----------------------------------------------------------------------------
 
+    def kept_part(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the weights: what was trained, where the rest can be had again."""
+        return trained_part(self, state_dict) if self._keeps_trained_only else state_dict
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained where the rest can be had again, and the figures of the moment."""
-        if self._keeps_trained_only:
-            checkpoint["state_dict"] = trained_part(self, checkpoint["state_dict"])
+        """Keep the weights that cannot be had again, and the figures of the moment."""
+        checkpoint["state_dict"] = self.kept_part(checkpoint["state_dict"])
         checkpoint[RECORD] = {
             "version": vitcls.__version__,
             "frozen_digest": self._frozen_digest,
