@@ -28,6 +28,13 @@ def check_rates(head_lr: float | None, layer_decay: float, adapter: object, trai
         )
 
 
+def check_freezing(freeze_epochs: int, train: str) -> None:
+    """Refuse to freeze for a while what never trains."""
+    check_range("model.freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
+    if freeze_epochs and train == "head":
+        raise UserError("--model.train head never trains anything else; set --model.freeze_epochs to 0.")
+
+
 def check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fraction: float) -> None:
     """Refuse shapes that there are not, or a rise and a fall that are longer than the training."""
     check_range("model.schedule_power", power, power > 0, "above 0")

@@ -15,6 +15,7 @@ from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import (
+    check_freezing,
     check_network,
     check_numbers,
     check_rates,
@@ -27,6 +28,7 @@ from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_dig
 from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.network import (
+    drop_gradients_below_head,
     explained,
     from_architecture,
     from_checkpoint,
@@ -72,6 +74,9 @@ class ViTClassifier(LightningModule):
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
         adapter: LoRA; not given: no adapter.
         train: without an adapter, what is trained: `all` weights or the `head` only.
+        freeze_epochs: with `train: all` or an adapter, the number of first epochs in which the head trains alone
+            (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054). The steps still go through the
+            whole network, so they take as long as the others; warm-up and schedule run through.
         lr: peak learning rate.
         head_lr: that of the head, where it is another.
         layer_decay: what the rate is multiplied by from one block to the one below it, in (0, 1]; fine-tuning
@@ -106,6 +111,7 @@ class ViTClassifier(LightningModule):
         architecture: dict[str, Any] | None = None,
         adapter: LoRA | None = None,
         train: Literal["all", "head"] = "all",
+        freeze_epochs: int = 0,
         lr: float = 1e-4,
         head_lr: float | None = None,
         layer_decay: float = 1.0,
@@ -128,6 +134,7 @@ class ViTClassifier(LightningModule):
         check_network(checkpoint, architecture, adapter, train, image_size)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
         check_rates(head_lr, layer_decay, adapter, train)
+        check_freezing(freeze_epochs, train)
         check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
@@ -328,8 +335,15 @@ class ViTClassifier(LightningModule):
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
 
+    def on_train_epoch_start(self) -> None:
+        """Hold what is frozen in the first epochs as it is."""
+        if self.hparams["freeze_epochs"] and not self._keeps_trained_only:
+            hold_frozen_statistics(self.network, self.current_epoch < self.hparams["freeze_epochs"])
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the accumulated gradient the mean over the window's images."""
+        """Make the accumulated gradient the mean over the window's images; in the first epochs, the head's alone."""
+        if self.current_epoch < self.hparams["freeze_epochs"]:
+            drop_gradients_below_head(self.network)
         images: float = self._window.images
         if self.trainer.world_size > 1:
             count = torch.tensor(images, dtype=torch.float32, device=self.device)

@@ -1,14 +1,11 @@
 """The learning rate of each layer: lower towards the input, another one for the head."""
 
 import re
-from collections.abc import Iterable
-from typing import Any
 
-from peft import PeftModel
 from torch import nn
 
 from vitcls.errors import UserError
-from vitcls.models.network import head_names
+from vitcls.models.network import parameters_of_head
 
 # Below the backbone: (stage, block) or (block,), then what is inside of it.
 _BLOCK = re.compile(
@@ -43,7 +40,7 @@ def rates_of_layers(network: nn.Module, lr: float, head_lr: float | None, layer_
         prefix = f"{getattr(network, 'base_model_prefix', '')}."
         rates |= _decayed([n for n in names if n.startswith(prefix)], prefix, lr, layer_decay, type(network).__name__)
     if head_lr is not None:
-        rates |= dict.fromkeys(_parameters_of_head(network), head_lr)
+        rates |= dict.fromkeys(parameters_of_head(network), head_lr)
     return rates
 
 
@@ -83,9 +80,3 @@ def _block_of(name: str) -> tuple[int, ...] | None:
         return None
     found = _BLOCK.match(name)
     return tuple(int(number) for number in found.groups() if number is not None) if found else None
-
-
-def _parameters_of_head(network: Any) -> Iterable[str]:
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
-    head = {id(p) for name in head_names(inside) for p in inside.get_submodule(name).parameters()}
-    return [name for name, parameter in network.named_parameters() if id(parameter) in head]
