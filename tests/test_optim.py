@@ -1,4 +1,6 @@
 import copy
+import csv
+import math
 
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_vectors_do_not_decay():
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.2), (3, 0.0)]
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "polynomial", "warmup_stable_decay"])
 def test_the_schedule_warms_up_linearly_and_ends_at_its_floor(name):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = build_schedule(name, optimizer, warmup_steps=4, total_steps=20)
@@ -82,13 +84,75 @@ def test_the_schedule_warms_up_linearly_and_ends_at_its_floor(name):
 def test_a_rate_of_the_optimizers_own_is_refused():
     groups = parameter_groups(torch.nn.Linear(3, 2), lr=0.1, weight_decay=0.0)
     with pytest.raises(UserError, match=r"sets lr to 0.5, but the model's is 0.1"):
-        build_optimizer(lambda groups: torch.optim.SGD(groups, lr=0.5), groups)
+        build_optimizer(lambda groups: torch.optim.SGD(groups, lr=0.5), groups, 0.1, 0.0)
 
 
 def test_an_optimizer_of_the_users_takes_the_models_rate_and_decay():
     groups = parameter_groups(torch.nn.Linear(3, 2), lr=0.1, weight_decay=0.3)
-    optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.9), groups)
+    optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.9), groups, 0.1, 0.3)
     assert [(g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups] == [
         (0.1, 0.3, 0.9),
         (0.1, 0.0, 0.9),
     ]
+
+
+def factors(name: str, warmup: int, total: int, **shape: float) -> list[float]:
+    """The schedule at the steps 0..total, of a peak of 1; two groups of other rates must follow in proportion."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.25)]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = build_schedule(name, optimizer, warmup, total, **shape)
+    rates = []
+    for _ in range(total + 1):
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert second == pytest.approx(first / 4)
+        rates.append(first)
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_polynomial_is_its_formula(power):
+    expected = [step / 4 for step in range(4)] + [(1 - (step - 4) / 16) ** power for step in range(4, 21)]
+    assert factors("polynomial", 4, 20, power=power) == pytest.approx(expected)
+
+
+def test_polynomial_of_power_1_is_linear():
+    assert factors("polynomial", 4, 20, power=1) == pytest.approx(factors("linear", 4, 20))
+
+
+@pytest.mark.parametrize(("fraction", "steps"), [(0.2, 4), (0.5, 10), (0, 0), (0.8, 16), (1.0, 16)])
+def test_warmup_stable_decay_is_its_formula(fraction, steps):
+    """The last case: what the warm-up of 4 steps leaves is all that there is to fall in."""
+    falling = [1 - math.sqrt(step / steps) for step in range(steps)]
+    expected = [step / 4 for step in range(4)] + [1.0] * (16 - steps) + falling + [0.0]
+    assert factors("warmup_stable_decay", 4, 20, decay_fraction=fraction) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "warmup_stable_decay"])
+def test_a_warm_up_of_the_whole_training_divides_by_nothing(name):
+    assert factors(name, 20, 20)[:20] == [step / 20 for step in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("words", "total"),
+    [(["--trainer.max_epochs=2"], 8), (["--trainer.max_epochs=-1", "--trainer.max_steps=6"], 6)],
+)
+def test_schedules_count_optimiser_steps(vitcls, fit_words, tmp_path, words, total):
+    """54 images in batches of 8, two to a step: 4 steps in an epoch."""
+    shape = ["--model.schedule=polynomial", "--model.schedule_power=3", "--model.warmup_steps=2", "--model.lr=0.1"]
+    shape += ["--data.batch_size=8", "--trainer.accumulate_grad_batches=2", "--trainer.log_every_n_steps=1"]
+    monitor = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.logging_interval=step"]
+    assert vitcls(*fit_words, *shape, *words, *monitor)[0] == 0
+    with (tmp_path / "runs" / "run" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("lr-AdamW/pg1")]
+    rates = {int(row["step"]): float(row["lr-AdamW/pg1"]) for row in rows}
+    expected = {s: 0.1 * (s / 2 if s < 2 else (1 - (s - 2) / (total - 2)) ** 3) for s in range(total)}
+    # The monitor looks at the beginning of a batch: at the step that it belongs to.
+    assert rates == pytest.approx(expected)
+
+
+def test_a_rise_and_a_fall_longer_than_the_training_are_refused(refuses, fit_words):
+    words = ["--model.schedule=warmup_stable_decay", "--model.warmup_fraction=0.6", "--model.decay_fraction=0.5"]
+    assert "0.6 and --model.decay_fraction 0.5 are together more than the whole training" in refuses(*fit_words, *words)
+    assert "--model.schedule_power is 0.0" in refuses(*fit_words, "--model.schedule_power=0")

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,30 +16,57 @@ from vitcls.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "polynomial", "warmup_stable_decay"]
 OptimizerFactory = Callable[[Iterable], Optimizer]
+_ADDED = re.compile(
+    r"(?:^|\.)(?:position_embeddings?(?:_\w+)?(?:\.weight)?|\w*relative_position_bias_table"
+    r"|(?:cls|distillation|mask)_token|register_tokens)$"
+)
 
 
-def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups; vectors and scalars (biases, norms) do not decay.
+def parameter_groups(
+    module: nn.Module, lr: float, weight_decay: float, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups for each rate: those that decay, and those that do not.
+
+    What does not: vectors and scalars (biases, norms), and what is added to the tokens or to the
+    attention and not multiplied with them, by transformers' names: position embeddings, tables of
+    relative positions, class, distillation, mask and register tokens.
 
     Args:
         module: whose parameters.
-        lr: peak learning rate of both groups.
+        lr: peak learning rate.
         weight_decay: of the matrices.
+        rates: peak learning rate of parameters by name, where it is another.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim > 1]
-    vectors = [p for p in trainable if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
-        {"params": vectors, "lr": lr, "weight_decay": 0.0},
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            rate = (rates or {}).get(name, lr)
+            for decays in (True, False):  # those that decay come first
+                groups.setdefault((rate, decays), [])
+            groups[rate, _decays(name, parameter)].append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
 
 
-def build_optimizer(factory: OptimizerFactory | None, groups: list[dict[str, Any]]) -> Optimizer:
-    """AdamW, or the optimiser that the factory makes, on the groups' own rate and decay.
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not _ADDED.search(name)
+
+
+def build_optimizer(
+    factory: OptimizerFactory | None, groups: list[dict[str, Any]], lr: float, weight_decay: float
+) -> Optimizer:
+    """AdamW, or the optimiser that the factory makes, on the groups' own rates and decays.
+
+    Args:
+        factory: of the user's optimiser.
+        groups: of `parameter_groups`.
+        lr: what the factory may repeat, as `model.lr`.
+        weight_decay: what it may repeat, as `model.weight_decay`.
 
     Raises:
         UserError: the factory was given another rate or decay than the model.
@@ -46,22 +74,61 @@ def build_optimizer(factory: OptimizerFactory | None, groups: list[dict[str, Any
     if factory is None:
         return torch.optim.AdamW(groups)
     optimizer = factory(groups)
-    for name, option in (("lr", "--model.lr"), ("weight_decay", "--model.weight_decay")):
-        _check_one_owner(optimizer, name, option, groups[0][name])
+    _check_one_owner(optimizer, "lr", "--model.lr", lr)
+    _check_one_owner(optimizer, "weight_decay", "--model.weight_decay", weight_decay)
     return optimizer
 
 
-def build_schedule(name: Schedule, optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LRScheduler:
+def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a resume whose parameters are grouped otherwise: the optimiser's state would not fit them.
+
+    Args:
+        saved: `param_groups` of the checkpoint's optimiser.
+        groups: of `parameter_groups`, now.
+
+    Raises:
+        UserError: says which options change the groups.
+    """
+    then, now = ([len(group["params"]) for group in some] for some in (saved, groups))
+    if then != now:
+        raise UserError(
+            f"The interrupted training had its weights in {len(then)} groups of learning rate and weight decay "
+            f"({then}), this one has {len(now)} ({now}), so the optimiser's state does not fit: resume with "
+            "--model.head_lr and --model.layer_decay as they were, or start a new run from its weights."
+        )
+
+
+def build_schedule(
+    name: Schedule,
+    optimizer: Optimizer,
+    warmup_steps: int,
+    total_steps: int,
+    power: float = 2.0,
+    decay_fraction: float = 0.2,
+) -> LRScheduler:
     """Linear warm-up from 0, then the named decay to 0 at `total_steps` (or none, `constant`).
 
     Args:
-        name: cosine is Loshchilov and Hutter 2016 (arXiv:1608.03983) without restarts.
+        name: cosine is Loshchilov and Hutter 2016 (arXiv:1608.03983) without restarts; polynomial is
+            (1 - p)**power of the share p of the decay that has passed; warmup_stable_decay holds the
+            peak and falls at the end by 1 - sqrt(p) (Haegele et al. 2024, arXiv:2405.18392, section 3).
         optimizer: whose rates.
         warmup_steps: optimiser steps until the peak.
         total_steps: optimiser steps of the whole training.
+        power: of polynomial.
+        decay_fraction: of warmup_stable_decay: the share of all steps in which it falls, at most those
+            that the warm-up leaves.
     """
     known = "constant_with_warmup" if name == "constant" else name
-    return get_scheduler(known, optimizer, warmup_steps, total_steps)
+    kinds = {
+        "polynomial": {"lr_end": 0.0, "power": power},
+        "warmup_stable_decay": {
+            "num_decay_steps": max(0, min(round(decay_fraction * total_steps), total_steps - warmup_steps)),
+            "decay_type": "1-sqrt",
+        },
+    }
+    last = max(total_steps, warmup_steps + 1)  # polynomial divides by the steps after the warm-up
+    return get_scheduler(known, optimizer, warmup_steps, last, scheduler_specific_kwargs=kinds.get(name))
 
 
 def warmup_steps(total_steps: int, steps: int | None, fraction: float) -> int:

@@ -12,6 +12,7 @@ from vitcls.errors import UserError, suggestion
 
 # A guessed option is a silent one, and a parser that exits prints a page before the reason.
 PARSER_OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
+LIKE = 0.65  # of 1: `epochs` is not taken for `freeze_epochs` (0.63)
 _UNKNOWN_OPTION = (
     re.compile(r"unrecognized arguments: --([^\s=]+)"),
     re.compile(r"does not accept option '([^']+)'"),
@@ -73,7 +74,7 @@ def _nearest(name: str, options: list[str]) -> str | None:
     """
     parent, _, leaf = name.rpartition(".")
     siblings = {o.rpartition(".")[2]: o for o in options if o.rpartition(".")[0] == parent}
-    close = [siblings[sibling] for sibling in get_close_matches(leaf, siblings, n=1)]
+    close = [siblings[sibling] for sibling in get_close_matches(leaf, siblings, n=1, cutoff=LIKE)]
     elsewhere = [o for o in options if o.rpartition(".")[2] == leaf]
     whole = [] if siblings else get_close_matches(name, options, n=1)
     return next(iter([*close, *elsewhere, *whole]), None)

@@ -1,5 +1,6 @@
 """What happens around the steps: checkpoints, the record of a run, interruption, prediction files."""
 
+from vitcls.callbacks.averaging import AveragedWeights
 from vitcls.callbacks.bad_images import BadImageCount
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import GracefulInterrupt
@@ -9,6 +10,7 @@ from vitcls.callbacks.resume import ConfiguredPatience
 from vitcls.callbacks.waiting import DataWait
 
 __all__ = [
+    "AveragedWeights",
     "BadImageCount",
     "ConfiguredPatience",
     "DataWait",

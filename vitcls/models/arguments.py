@@ -14,6 +14,38 @@ def check_numbers(lr: float, weight_decay: float, warmup_fraction: float, label_
     check_range("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
 
 
+def check_rates(head_lr: float | None, layer_decay: float, adapter: object, train: str) -> None:
+    """Refuse rates out of range, or of layers that do not train."""
+    check_range("model.head_lr", head_lr, head_lr is None or head_lr > 0, "above 0")
+    check_range("model.layer_decay", layer_decay, 0 < layer_decay <= 1, "above 0 and at most 1")
+    if train == "head" and head_lr is not None:
+        raise UserError("--model.train head has one rate, --model.lr; set --model.head_lr to null.")
+    if layer_decay != 1 and (adapter is not None or train == "head"):
+        other = "--model.adapter" if adapter is not None else "--model.train head"
+        raise UserError(
+            f"--model.layer_decay {layer_decay:g} is for training all weights, but {other} freezes the layers; set one "
+            "of them back (--model.adapter null, --model.train all, --model.layer_decay 1)."
+        )
+
+
+def check_freezing(freeze_epochs: int, train: str) -> None:
+    """Refuse to freeze for a while what never trains."""
+    check_range("model.freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
+    if freeze_epochs and train == "head":
+        raise UserError("--model.train head never trains anything else; set --model.freeze_epochs to 0.")
+
+
+def check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fraction: float) -> None:
+    """Refuse shapes that there are not, or a rise and a fall that are longer than the training."""
+    check_range("model.schedule_power", power, power > 0, "above 0")
+    check_range("model.decay_fraction", decay_fraction, 0 <= decay_fraction <= 1, "between 0 and 1")
+    if schedule == "warmup_stable_decay" and warmup_fraction + decay_fraction > 1:
+        raise UserError(
+            f"--model.warmup_fraction {warmup_fraction:g} and --model.decay_fraction {decay_fraction:g} are together "
+            "more than the whole training; lower one of them."
+        )
+
+
 def check_network(
     checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, image_size: int | None
 ) -> None:

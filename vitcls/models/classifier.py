@@ -14,11 +14,21 @@ from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint
 from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
-from vitcls.models.arguments import check_network, check_numbers, check_threshold_names, check_thresholds
+from vitcls.models.arguments import (
+    check_freezing,
+    check_network,
+    check_numbers,
+    check_rates,
+    check_schedule,
+    check_threshold_names,
+    check_thresholds,
+)
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
+from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.network import (
+    drop_gradients_below_head,
     explained,
     from_architecture,
     from_checkpoint,
@@ -36,6 +46,7 @@ from vitcls.optim import (
     Schedule,
     build_optimizer,
     build_schedule,
+    check_same_groups,
     keep_configured_rates,
     parameter_groups,
     warmup_steps,
@@ -63,11 +74,20 @@ class ViTClassifier(LightningModule):
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
         adapter: LoRA; not given: no adapter.
         train: without an adapter, what is trained: `all` weights or the `head` only.
+        freeze_epochs: with `train: all` or an adapter, the number of first epochs in which the head trains alone
+            (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054). The steps still go through the
+            whole network, so they take as long as the others; warm-up and schedule run through.
         lr: peak learning rate.
-        weight_decay: of weight matrices; biases and norms do not decay.
+        head_lr: that of the head, where it is another.
+        layer_decay: what the rate is multiplied by from one block to the one below it, in (0, 1]; fine-tuning
+            BEiT takes 0.65 to 0.85 (Bao et al. 2021, arXiv:2106.08254). 1: the same rate in all layers.
+        weight_decay: of weight matrices; biases, norms, tokens and position embeddings do not decay.
         warmup_steps: optimiser steps of linear warm-up.
         warmup_fraction: the same as a share of all optimiser steps, where `warmup_steps` is not given.
-        schedule: of the learning rate after the warm-up.
+        schedule: of the learning rate after the warm-up: `cosine`, `linear` and `polynomial` fall to 0 from there,
+            `warmup_stable_decay` only at the end, `constant` not at all.
+        schedule_power: of `polynomial`, above 0; 1 is `linear`.
+        decay_fraction: of `warmup_stable_decay`: in which share of all optimiser steps, the last, it falls.
         label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
             arXiv:1512.00567, section 7), in [0, 1); multilabel: over the yes and no of each class.
             Validation and test measure the plain loss.
@@ -91,11 +111,16 @@ class ViTClassifier(LightningModule):
         architecture: dict[str, Any] | None = None,
         adapter: LoRA | None = None,
         train: Literal["all", "head"] = "all",
+        freeze_epochs: int = 0,
         lr: float = 1e-4,
+        head_lr: float | None = None,
+        layer_decay: float = 1.0,
         weight_decay: float = 0.01,
         warmup_steps: int | None = None,
         warmup_fraction: float = 0.1,
         schedule: Schedule = "cosine",
+        schedule_power: float = 2.0,
+        decay_fraction: float = 0.2,
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         loss: Loss | None = None,
@@ -108,6 +133,9 @@ class ViTClassifier(LightningModule):
         super().__init__()
         check_network(checkpoint, architecture, adapter, train, image_size)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
+        check_rates(head_lr, layer_decay, adapter, train)
+        check_freezing(freeze_epochs, train)
+        check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
@@ -287,10 +315,12 @@ class ViTClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
-        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups())
+        rates = (self.hparams["lr"], self.hparams["weight_decay"])
+        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
         total = self._total_steps()
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
-        scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total)
+        shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
+        scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total, *shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -305,8 +335,15 @@ class ViTClassifier(LightningModule):
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
 
+    def on_train_epoch_start(self) -> None:
+        """Hold what is frozen in the first epochs as it is."""
+        if self.hparams["freeze_epochs"] and not self._keeps_trained_only:
+            hold_frozen_statistics(self.network, self.current_epoch < self.hparams["freeze_epochs"])
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the accumulated gradient the mean over the window's images."""
+        """Make the accumulated gradient the mean over the window's images; in the first epochs, the head's alone."""
+        if self.current_epoch < self.hparams["freeze_epochs"]:
+            drop_gradients_below_head(self.network)
         images: float = self._window.images
         if self.trainer.world_size > 1:
             count = torch.tensor(images, dtype=torch.float32, device=self.device)
@@ -314,7 +351,9 @@ class ViTClassifier(LightningModule):
         self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.network, self.hparams["lr"], self.hparams["weight_decay"])
+        lr = self.hparams["lr"]
+        rates = rates_of_layers(self.network, lr, self.hparams["head_lr"], self.hparams["layer_decay"])
+        return parameter_groups(self.network, lr, self.hparams["weight_decay"], rates)
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -327,10 +366,13 @@ class ViTClassifier(LightningModule):
 
     # -- keeping ----------------------------------------------------------------------------
 
+    def kept_part(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the weights: what was trained, where the rest can be had again."""
+        return trained_part(self, state_dict) if self._keeps_trained_only else state_dict
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained where the rest can be had again, and the figures of the moment."""
-        if self._keeps_trained_only:
-            checkpoint["state_dict"] = trained_part(self, checkpoint["state_dict"])
+        """Keep the weights that cannot be had again, and the figures of the moment."""
+        checkpoint["state_dict"] = self.kept_part(checkpoint["state_dict"])
         checkpoint[RECORD] = {
             "version": vitcls.__version__,
             "frozen_digest": self._frozen_digest,
@@ -343,9 +385,11 @@ class ViTClassifier(LightningModule):
         """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
-            UserError: the checkpoint is not of vitcls, or the frozen weights differ.
+            UserError: the checkpoint is not of vitcls, the frozen weights differ, or the groups of a resume do.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
+        if self._is_fitting() and checkpoint.get("optimizer_states"):
+            check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -153,6 +154,13 @@ def head_names(network: Any) -> list[str]:
     ]
 
 
+def parameters_of_head(network: Any) -> list[str]:
+    """Names of the head's parameters, also below an adapter."""
+    inside = network.get_base_model() if isinstance(network, PeftModel) else network
+    head = {id(p) for name in head_names(inside) for p in inside.get_submodule(name).parameters()}
+    return [name for name, parameter in network.named_parameters() if id(parameter) in head]
+
+
 def train_head_only(network: Any) -> None:
     """Freeze everything below the head."""
     network.requires_grad_(False)
@@ -160,14 +168,26 @@ def train_head_only(network: Any) -> None:
         network.get_submodule(name).requires_grad_(True)
 
 
-def hold_frozen_statistics(network: nn.Module) -> None:
+def hold_frozen_statistics(network: nn.Module, hold: bool = True) -> None:
     """Put all batch norms into eval mode, or their averages would drift away from the frozen weights.
 
     Averages are no parameters: a checkpoint of the trained part alone would not hold them.
+
+    Args:
+        network: whose batch norms.
+        hold: not: back into training mode.
     """
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
-            module.eval()
+            module.train(not hold)
+
+
+def drop_gradients_below_head(network: nn.Module) -> None:
+    """Make the optimiser's next step one of the head alone: it leaves weights without a gradient as they are."""
+    head = set(parameters_of_head(network))
+    for name, parameter in network.named_parameters():
+        if name not in head:
+            parameter.grad = None
 
 
 @contextmanager
