@@ -19,17 +19,21 @@ Schedule = Literal["cosine", "linear", "constant"]
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
 
+# Of (IA)^3 and BOFT: matrices of one column that start at 1 and multiply outputs; decay would shrink the network.
+FACTORS = {"ia3_l", "boft_s"}
+
+
 def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups; vectors and scalars (biases, norms) do not decay.
+    """Trainable parameters in two groups; vectors, scalars (biases, norms) and adapters' factors do not decay.
 
     Args:
         module: whose parameters.
         lr: peak learning rate of both groups.
         weight_decay: of the matrices.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim > 1]
-    vectors = [p for p in trainable if p.ndim <= 1]
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in trainable if p.ndim > 1 and not set(n.split(".")) & FACTORS]
+    vectors = [p for n, p in trainable if p.ndim <= 1 or set(n.split(".")) & FACTORS]
     groups = [
         {"params": matrices, "lr": lr, "weight_decay": weight_decay},
         {"params": vectors, "lr": lr, "weight_decay": 0.0},

@@ -61,7 +61,7 @@ class ViTClassifier(LightningModule):
         revision: of the Hub repository.
         architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
-        adapter: LoRA; not given: no adapter.
+        adapter: LoRA or another method; not given: no adapter.
         train: without an adapter, what is trained: `all` weights or the `head` only.
         lr: peak learning rate.
         weight_decay: of weight matrices; biases and norms do not decay.
