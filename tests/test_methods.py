@@ -13,6 +13,7 @@ from vitcls import ImageDataModule, LoRA, ViTClassifier
 from vitcls.errors import UserError
 from vitcls.models.adapters import add_lora, resolve_targets
 from vitcls.models.folder import TOLERANCE, load_model_folder, reload_difference, write_model_folder
+from vitcls.models.kept import frozen_digest
 from vitcls.models.network import from_architecture, head_names
 from vitcls.models.peft_methods import METHODS, can_merge
 from vitcls.optim import parameter_groups
@@ -218,3 +219,15 @@ def test_a_checkpoint_from_before_there_were_methods_is_of_lora():
     network = network_of("vit")
     config = add_lora(network, LoRA(**old), head_names(network)).peft_config["default"]
     assert (config.r, config.lora_alpha, config.use_dora, config.use_rslora) == (2, 4, False, False)
+
+
+@pytest.mark.parametrize(("method", "told"), [("lora", True), ("olora", False)])
+def test_what_olora_computes_of_the_weights_does_not_tell_bases_apart(method, told):
+    """Its last bits depend on the number of threads: by 1e-6 on ViT-B/16's layers."""
+    network = network_of("vit")
+    adapted = add_lora(network, adapter_of("vit", method), head_names(network))
+    before = frozen_digest(adapted)
+    adapted.get_submodule("base_model.model.vit.layers.0.attention.q_proj.base_layer").weight.data.mul_(1 + 1e-6)
+    assert (frozen_digest(adapted) != before) == told
+    adapted.get_submodule("base_model.model.vit.layernorm").weight.data.mul_(1.01)
+    assert frozen_digest(adapted) != before
