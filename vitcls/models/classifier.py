@@ -62,7 +62,8 @@ class ViTClassifier(LightningModule):
         architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
         adapter: LoRA or another method; not given: no adapter.
-        train: without an adapter, what is trained: `all` weights or the `head` only.
+        train: without an adapter, what is trained: `all` weights, the `head` only, or the head and every `bias`
+            (BitFit, Ben Zaken et al. 2021, arXiv:2106.10199).
         lr: peak learning rate.
         weight_decay: of weight matrices; biases and norms do not decay.
         warmup_steps: optimiser steps of linear warm-up.
@@ -90,7 +91,7 @@ class ViTClassifier(LightningModule):
         revision: str | None = None,
         architecture: dict[str, Any] | None = None,
         adapter: LoRA | None = None,
-        train: Literal["all", "head"] = "all",
+        train: Literal["all", "head", "bias"] = "all",
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int | None = None,
@@ -118,7 +119,7 @@ class ViTClassifier(LightningModule):
         check_loss(self._loss, task)
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
         self._optimizer_factory = optimizer
-        self._keeps_trained_only = checkpoint is not None and (adapter is not None or train == "head")
+        self._keeps_trained_only = checkpoint is not None and (adapter is not None or train != "all")
         self._frozen_digest = ""
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
@@ -216,8 +217,8 @@ class ViTClassifier(LightningModule):
             fit_to_size(network, self.hparams["image_size"])
         if self._lora is not None:
             network = add_lora(network, self._lora, head_names(network), self.hparams["revision"])
-        elif self.hparams["train"] == "head":
-            train_head_only(network)
+        elif self.hparams["train"] != "all":
+            train_head_only(network, biases=self.hparams["train"] == "bias")
         if self._keeps_trained_only:
             hold_frozen_statistics(network)
         return network

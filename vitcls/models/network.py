@@ -153,11 +153,14 @@ def head_names(network: Any) -> list[str]:
     ]
 
 
-def train_head_only(network: Any) -> None:
-    """Freeze everything below the head."""
+def train_head_only(network: Any, biases: bool = False) -> None:
+    """Freeze everything below the head, or everything but the biases."""
     network.requires_grad_(False)
     for name in head_names(network):
         network.get_submodule(name).requires_grad_(True)
+    for name, parameter in network.named_parameters():
+        if biases and name.endswith(".bias"):
+            parameter.requires_grad_(True)
 
 
 def hold_frozen_statistics(network: nn.Module) -> None:
