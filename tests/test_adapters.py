@@ -6,6 +6,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from vitcls import ImageDataModule, LoRA, ViTClassifier
 from vitcls.errors import UserError
 from vitcls.models.adapters import add_lora, resolve_targets
+from vitcls.models.folder import TOLERANCE, reload_difference, write_model_folder
 from vitcls.models.network import from_architecture, head_names
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -58,6 +59,14 @@ def test_the_head_alone_is_a_matrix_and_a_bias(vit_base):
     assert configured(vit_base, train="head").parameter_counts() == (768 * 101 + 101, 85_876_325)
 
 
+def test_biases_train_with_the_head(vit_base):
+    model = configured(vit_base, train="bias")
+    trainable = [name for name, p in model.network.named_parameters() if p.requires_grad]
+    assert [name for name in trainable if not name.endswith(".bias")] == ["classifier.weight"]
+    # Each layer has 7 x 768 and 3072 in its biases; outside of them, patches and the last norm have 768 each.
+    assert model.parameter_counts() == (12 * (7 * 768 + 3072) + 2 * 768 + 768 * 101 + 101, 85_876_325)
+
+
 @pytest.mark.parametrize(
     ("published", "todays"),
     [
@@ -87,13 +96,18 @@ def test_the_head_is_no_target():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("how", ["all", "head", "lora"])
+@pytest.mark.parametrize("how", ["all", "head", "bias", "lora"])
 def test_every_family_is_trained_kept_and_loaded_by_the_same_lines(family, how, tmp_path, colours):
     network = from_architecture({"model_type": family, **FAMILIES[family]}, ["a", "b"])
     network.save_pretrained(tmp_path / "network")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "network")
     targets = {"convnext": ["pwconv1"], "resnet": ["convolution"]}.get(family, ["query", "value"])
-    arguments = {"all": {}, "head": {"train": "head"}, "lora": {"adapter": LoRA(r=2, targets=targets)}}[how]
+    arguments = {
+        "all": {},
+        "head": {"train": "head"},
+        "bias": {"train": "bias"},
+        "lora": {"adapter": LoRA(r=2, targets=targets)},
+    }[how]
     model = ViTClassifier(str(tmp_path / "network"), **arguments)
     data = ImageDataModule(str(colours), batch_size=16, num_workers=0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -104,6 +118,8 @@ def test_every_family_is_trained_kept_and_loaded_by_the_same_lines(family, how, 
     pixels = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(loaded(pixels), model.eval()(pixels), rtol=0, atol=0)
     assert loaded.labels == ["blue", "green", "red"]
+    write_model_folder(model, tmp_path / "model")
+    assert reload_difference(model, tmp_path / "model", pixels) <= TOLERANCE
 
 
 def test_the_head_of_a_checkpoint_with_the_same_classes_is_kept(tmp_path):

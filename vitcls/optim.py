@@ -24,12 +24,16 @@ _ADDED = re.compile(
 )
 
 
+# Of (IA)^3 and BOFT: matrices of one column that start at 1 and multiply outputs; decay would shrink the network.
+FACTORS = {"ia3_l", "boft_s"}
+
+
 def parameter_groups(
     module: nn.Module, lr: float, weight_decay: float, rates: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """Trainable parameters in two groups for each rate: those that decay, and those that do not.
 
-    What does not: vectors and scalars (biases, norms), and what is added to the tokens or to the
+    What does not: vectors and scalars (biases, norms), adapters' factors, and what is added to the tokens or to the
     attention and not multiplied with them, by transformers' names: position embeddings, tables of
     relative positions, class, distillation, mask and register tokens.
 
@@ -54,7 +58,7 @@ def parameter_groups(
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not _ADDED.search(name)
+    return parameter.ndim > 1 and not _ADDED.search(name) and not set(name.split(".")) & FACTORS
 
 
 def build_optimizer(

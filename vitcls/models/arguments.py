@@ -58,13 +58,13 @@ def check_network(
             "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
             "--model.architecture (a network from scratch), and not both; set the other to null."
         )
-    if architecture is not None and (adapter is not None or train == "head"):
+    if architecture is not None and (adapter is not None or train != "all"):
         raise UserError(
-            "--model.architecture starts from random weights, which an adapter or a head alone cannot make "
+            "--model.architecture starts from random weights, which an adapter, a head or biases alone cannot make "
             "up for; give a pretrained --model.checkpoint, or train all weights."
         )
-    if adapter is not None and train == "head":
-        raise UserError("--model.train head and --model.adapter exclude each other; set one of them to null.")
+    if adapter is not None and train != "all":
+        raise UserError(f"--model.train {train} and --model.adapter exclude each other; set one of them to null.")
 
 
 def check_thresholds(thresholds: dict[str, float] | None, task: Task) -> None:

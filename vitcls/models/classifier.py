@@ -72,8 +72,9 @@ class ViTClassifier(LightningModule):
         revision: of the Hub repository.
         architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
-        adapter: LoRA; not given: no adapter.
-        train: without an adapter, what is trained: `all` weights or the `head` only.
+        adapter: LoRA or another method; not given: no adapter.
+        train: without an adapter, what is trained: `all` weights, the `head` only, or the head and every `bias`
+            (BitFit, Ben Zaken et al. 2021, arXiv:2106.10199).
         freeze_epochs: with `train: all` or an adapter, the number of first epochs in which the head trains alone
             (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054). The steps still go through the
             whole network, so they take as long as the others; warm-up and schedule run through.
@@ -110,7 +111,7 @@ class ViTClassifier(LightningModule):
         revision: str | None = None,
         architecture: dict[str, Any] | None = None,
         adapter: LoRA | None = None,
-        train: Literal["all", "head"] = "all",
+        train: Literal["all", "head", "bias"] = "all",
         freeze_epochs: int = 0,
         lr: float = 1e-4,
         head_lr: float | None = None,
@@ -146,7 +147,7 @@ class ViTClassifier(LightningModule):
         check_loss(self._loss, task)
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
         self._optimizer_factory = optimizer
-        self._keeps_trained_only = checkpoint is not None and (adapter is not None or train == "head")
+        self._keeps_trained_only = checkpoint is not None and (adapter is not None or train != "all")
         self._frozen_digest = ""
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
@@ -244,8 +245,8 @@ class ViTClassifier(LightningModule):
             fit_to_size(network, self.hparams["image_size"])
         if self._lora is not None:
             network = add_lora(network, self._lora, head_names(network), self.hparams["revision"])
-        elif self.hparams["train"] == "head":
-            train_head_only(network)
+        elif self.hparams["train"] != "all":
+            train_head_only(network, biases=self.hparams["train"] == "bias")
         if self._keeps_trained_only:
             hold_frozen_statistics(network)
         return network

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from vitcls.data.preprocess import processor_of_spec
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.network import quiet_transformers
+from vitcls.models.peft_methods import can_merge, quiet_peft
 
 # float32 on one machine: a reload that computes the same thing differs by 0; merged or fused
 # kernels by 2e-6 at most.
@@ -53,7 +54,8 @@ def load_model_folder(folder: Path) -> Any:
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # the base's own head, which the adapter's replaces
         )
-        return PeftModel.from_pretrained(base, folder).eval()
+        with quiet_peft():
+            return PeftModel.from_pretrained(base, folder).eval()
 
 
 @torch.inference_mode()
@@ -90,7 +92,10 @@ def _is_resized_base(network: Any) -> bool:
 def _card(model: ViTClassifier, adapted: bool) -> str:
     labels = "\n".join(f"- {label}" for label in model.hparams["labels"])
     loading = _LOAD_ADAPTER + (_CLASSIFY_RESIZED if _is_resized_base(model.network) else _CLASSIFY)
-    loading = loading if adapted else _LOAD_FULL
+    if not adapted:
+        loading = _LOAD_FULL
+    elif not can_merge(model.network):
+        loading = loading.replace(_MERGE, "")
     base = model.hparams["checkpoint"] or "none: trained from scratch"
     return f"""---
 library_name: {"peft" if adapted else "transformers"}
@@ -118,6 +123,7 @@ _LOAD_FULL = """from transformers import pipeline
 classify = pipeline("image-classification", "PATH/OF/THIS/FOLDER")
 print(classify("photo.jpg"))"""
 
+_MERGE = ".merge_and_unload()"
 _LOAD_ADAPTER = """from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 

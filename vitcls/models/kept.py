@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcls.errors import UserError, listing
+from vitcls.models.peft_methods import is_split
 from vitcls.runs import RECORD
 
 POSITIONS = ".position_embeddings"
@@ -52,9 +53,11 @@ def check_frozen_part(content: dict[str, Any], digest: str, checkpoint: str | No
 def frozen_digest(network: nn.Module) -> str:
     """A digest of the frozen weights: what a checkpoint without them was trained on top of.
 
-    Without position embeddings that were interpolated: their last bits differ between processors.
+    Without what was computed from the pretrained weights (position embeddings that were interpolated, weights that
+    OLoRA has split): their last bits differ between processors.
     """
     digest = hashlib.sha256()
+    split = is_split(network)
     resized = hasattr(network, "pretrained_image_size")
     for name, parameter in sorted(network.named_parameters()):
         # peft keeps the untrained head aside as `original_module`; it is random and never used.
@@ -62,6 +65,7 @@ def frozen_digest(network: nn.Module) -> str:
             not parameter.requires_grad
             and ".original_module." not in name
             and not (resized and name.endswith(POSITIONS))
+            and not (split and name.endswith(".base_layer.weight"))
         ):
             digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

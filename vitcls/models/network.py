@@ -161,11 +161,14 @@ def parameters_of_head(network: Any) -> list[str]:
     return [name for name, parameter in network.named_parameters() if id(parameter) in head]
 
 
-def train_head_only(network: Any) -> None:
-    """Freeze everything below the head."""
+def train_head_only(network: Any, biases: bool = False) -> None:
+    """Freeze everything below the head, or everything but the biases."""
     network.requires_grad_(False)
     for name in head_names(network):
         network.get_submodule(name).requires_grad_(True)
+    for name, parameter in network.named_parameters():
+        if biases and name.endswith(".bias"):
+            parameter.requires_grad_(True)
 
 
 def hold_frozen_statistics(network: nn.Module, hold: bool = True) -> None:
