@@ -5,7 +5,6 @@ from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -25,10 +24,8 @@ from vitcls.models.arguments import (
 )
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
-from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.network import (
-    drop_gradients_below_head,
     explained,
     from_architecture,
     from_checkpoint,
@@ -39,17 +36,12 @@ from vitcls.models.network import (
     load_config,
     train_head_only,
 )
+from vitcls.models.optimised import OptimisedModule
 from vitcls.models.tasks import loss_of, mean_logits, measured, predictions_of, thresholds_of
 from vitcls.optim import (
-    AccumulationWindow,
     OptimizerFactory,
     Schedule,
-    build_optimizer,
-    build_schedule,
     check_same_groups,
-    keep_configured_rates,
-    parameter_groups,
-    warmup_steps,
 )
 from vitcls.runs import RECORD
 from vitcls.types import Batch, Predictions, Task
@@ -59,7 +51,7 @@ log = logging.getLogger(__name__)
 STAGES = ("train", "val", "test")
 
 
-class ViTClassifier(LightningModule):
+class ViTClassifier(OptimisedModule):
     """An image classifier: ViTForImageClassification, or any other of transformers' classifiers.
 
     The network is built in `configure_model`, when the data's classes are known. What was learned
@@ -312,58 +304,10 @@ class ViTClassifier(LightningModule):
         if not self.trainer.sanity_checking:  # two batches choose no thresholds
             self.figures_of_labels[stage] = figures
 
-    # -- optimisation -----------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
-        rates = (self.hparams["lr"], self.hparams["weight_decay"])
-        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
-        total = self._total_steps()
-        warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
-        shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
-        scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total, *shape)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
     def on_fit_start(self) -> None:
         """Say how much of the network trains."""
         trainable, total = self.parameter_counts()
         log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
-
-    def on_train_start(self) -> None:
-        """Start with an empty window, at the configured rates also after a resume."""
-        loader = self.trainer.train_dataloader
-        self._window = AccumulationWindow(getattr(loader, "batch_size", None) or 1)
-        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
-
-    def on_train_epoch_start(self) -> None:
-        """Hold what is frozen in the first epochs as it is."""
-        if self.hparams["freeze_epochs"] and not self._keeps_trained_only:
-            hold_frozen_statistics(self.network, self.current_epoch < self.hparams["freeze_epochs"])
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the accumulated gradient the mean over the window's images; in the first epochs, the head's alone."""
-        if self.current_epoch < self.hparams["freeze_epochs"]:
-            drop_gradients_below_head(self.network)
-        images: float = self._window.images
-        if self.trainer.world_size > 1:
-            count = torch.tensor(images, dtype=torch.float32, device=self.device)
-            images = float(self.trainer.strategy.reduce(count, reduce_op="mean"))
-        self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        lr = self.hparams["lr"]
-        rates = rates_of_layers(self.network, lr, self.hparams["head_lr"], self.hparams["layer_decay"])
-        return parameter_groups(self.network, lr, self.hparams["weight_decay"], rates)
-
-    def _total_steps(self) -> int:
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise UserError(
-                "The learning rate's schedule needs to know how long the training is: give --trainer.max_epochs "
-                "or --trainer.max_steps, also beside --trainer.max_time."
-            )
-        return int(total)
 
     # -- keeping ----------------------------------------------------------------------------
 
