@@ -1,6 +1,7 @@
 """Training rows that are read while they are trained on."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -245,6 +246,13 @@ def test_other_files_of_the_same_names_are_not_the_same_data(vitcls, refuses, wo
     write(folder / "train-00000-of-00001.parquet", [*range(1, ROWS), 200])
     said = refuses("fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.max_epochs=3")
     assert "is not that of the run" in said
+
+
+def test_another_revision_of_the_hub_is_not_the_same_data(sharded):
+    split = opened(sharded(1))
+    files = [f"hf://datasets/owner/name@{revision}/train.parquet" for revision in ("one", "two")]
+    streams = [replace(split.stream, files=[file]) for file in files]
+    assert len({replace(split, stream=stream).fingerprint for stream in streams}) == 2
 
 
 def test_a_run_with_said_rows_is_tested_on_other_data(vitcls, words, colours, sharded, tmp_path):

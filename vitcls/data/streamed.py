@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -61,11 +61,12 @@ class StreamedSplit:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of its columns, of how many rows there are, and of the names and sizes of its files.
+        """A digest of its columns, of how many rows there are, and of its files.
 
-        Files far away go by their names: those of the Hub have their revision in them.
+        Files at hand go by name and size, so that a folder may move; those far away by their whole URL, which
+        on the Hub has the revision in it.
         """
-        files = [(PurePosixPath(file).name, _size(file)) for file in self.stream.files]
+        files = [_identity(file) for file in self.stream.files]
         return hashlib.sha256(repr((self.rows, files, self.stream.table.features)).encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -88,8 +89,9 @@ class StreamedSplit:
         return own if max(own) * processes <= self.rows * (1 + MOST_TWICE) else None
 
 
-def _size(file: str) -> int | None:
-    return Path(file).stat().st_size if Path(file).is_file() else None
+def _identity(file: str) -> tuple[str, int | None]:
+    path = Path(file)
+    return (path.name, path.stat().st_size) if path.is_file() else (file, None)
 
 
 class StreamedRow(NamedTuple):
