@@ -7,6 +7,7 @@ from PIL import Image
 from tests.conftest import TINY, embed
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+OVERLAYS = sorted((Path(__file__).parents[1] / "configs" / "overlays").glob("*.yaml"))
 FAST = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
 FAST += [
     "--trainer.accelerator=cpu",
@@ -54,6 +55,17 @@ def test_a_header_says_command_hardware_and_result(config):
     assert f"python -m vitcls fit --config configs/{config.name}" in text
     assert "Hardware:" in text
     assert "Result:" in text
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_goes_over_another_config(vitcls, overlay, tiny_vit, colours, tmp_path):
+    text = overlay.read_text()
+    assert f"--config configs/imagefolder.yaml --config configs/overlays/{overlay.name}" in text
+    words = ["fit", "--config", CONFIGS[0].parent / "imagefolder.yaml", "--config", overlay, *FAST]
+    words += ["--trainer.default_root_dir", tmp_path / "runs", "--model.checkpoint", tiny_vit]
+    status, out, err = vitcls(*words, "--data.train_dir", colours / "train")
+    assert status == 0, err
+    assert out.splitlines()[-1] == f"run folder: {tmp_path / 'runs' / 'imagefolder'}"
 
 
 def test_food101_is_the_published_recipe_on_all_classes():

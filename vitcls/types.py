@@ -3,7 +3,7 @@
 B   images in a batch             K   classes
 S   side of the network's input   H, W   height and width of a stored image
 N   rows of a split               T   how many of the best classes a prediction keeps
-V   views of an image
+V   views of an image                 F   features of an image, below the head
 """
 
 from typing import Literal, NamedTuple, TypedDict
@@ -25,7 +25,8 @@ class Sample(NamedTuple):
     """One image on its way to a batch.
 
     Attributes:
-        pixels: (3, S, S) uint8 RGB, or (V, 3, S, S) where an image is seen in several views.
+        pixels: (3, S, S) uint8 RGB, or (V, 3, S, S) where an image is seen in several views; or (F,), (V, F) float
+            features in their place.
         label: index of its class in the model's labels, -1 where there is none (predict); of multilabel
             data (K,) float32, 1 for each class that it has.
         id: its row in the split.
@@ -57,7 +58,8 @@ class Batch(TypedDict):
 
     Keys:
         pixel_values: (B, 3, S, S), or (B, V, 3, S, S) where images are seen in several views; uint8
-            in 0..255 until it is on the device, float32 normalised after.
+            in 0..255 until it is on the device, float32 normalised after. Or (B, F), (B, V, F) float features,
+            what the network's head is given, while the head trains alone.
         labels: (B,) int64 class indices, -1 where there is none (predict); of mixed training images
             (B, K) float32 shares, which add up to 1. Multilabel: (B, K) float32, 1 for each class that an
             image has, and shares in 0..1 where images are mixed.

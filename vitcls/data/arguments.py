@@ -9,7 +9,9 @@ _SHARES = ("flip", "max_bad_fraction")
 _COUNTS = ("batch_size", "eval_batch_size", "train_limit", "eval_limit", "repeats", "stream_buffer", "train_rows")
 # What chooses among the rows, or keeps them, and what it is where it does nothing.
 _NOT_OF_STREAMS = {"train_limit": None, "repeats": 1, "sampling": "shuffle", "cache": "none"}
-_NOT_NEGATIVE = ("num_workers", "mixup", "cutmix")
+_NOT_NEGATIVE = ("num_workers", "mixup", "cutmix", "feature_views")
+# What is made of pixels in each epoch.
+_NOT_OF_FEATURES = {"streaming": False, "mixup": 0.0, "cutmix": 0.0}
 
 
 def check_arguments(said: Mapping[str, Any]) -> None:
@@ -42,3 +44,33 @@ def _check_streaming(said: Mapping[str, Any]) -> None:
                 f"--data.{name} {said[name]} needs to know all training rows beforehand, and --data.streaming reads "
                 "them one after the other; leave one of the two out."
             )
+
+
+def check_features(said: Mapping[str, Any], head_epochs: float, processes: int) -> None:
+    """Refuse features where they could not take the place of images.
+
+    Args:
+        said: the arguments by name.
+        head_epochs: how many first epochs train the head alone.
+        processes: that train together.
+
+    Raises:
+        UserError: says what excludes them.
+    """
+    views = said["feature_views"]
+    if not head_epochs:
+        raise UserError(
+            f"--data.feature_views {views} is for a head that trains on its own; say --model.train head, or how many "
+            "--model.freeze_epochs it has before the others, or leave it out."
+        )
+    for name, idle in _NOT_OF_FEATURES.items():
+        if said[name] != idle:
+            raise UserError(
+                f"--data.{name} {said[name]} needs the images of each epoch, and --data.feature_views {views} computes "
+                "features once; leave one of the two out."
+            )
+    if processes > 1:
+        raise UserError(
+            f"--data.feature_views {views} is for one process (there are {processes}): a head alone takes seconds; say "
+            "--trainer.devices 1 and --trainer.num_nodes 1."
+        )

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any, Literal, cast
@@ -11,15 +12,23 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from vitcls.data.arguments import check_arguments
+from vitcls.data.arguments import check_arguments, check_features
 from vitcls.data.asked import Classifier
 from vitcls.data.bad_images import EVALUATION, BadImages, OnBadImage
 from vitcls.data.cache import CacheKind
 from vitcls.data.cache_building import split_images
 from vitcls.data.choice import Places, SourceChoice, as_text
 from vitcls.data.collate import collate
+from vitcls.data.features import (
+    FeatureRows,
+    Features,
+    NumberedRows,
+    draws_of_view,
+    extracted,
+    numbered_collate,
+)
 from vitcls.data.inputs import images_to_predict
 from vitcls.data.label_form import LabelForm
 from vitcls.data.loaders import ResumableLoader, TimedLoader, image_loader, worker_count
@@ -27,9 +36,9 @@ from vitcls.data.mixing import BatchMixer, mixer_of
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import ImageRows, Images
-from vitcls.data.sampling import SharedEvenly, check_enough
+from vitcls.data.sampling import Draw, SharedEvenly, check_enough
 from vitcls.data.splits import Split
-from vitcls.data.streamed import StreamedImages, StreamedSplit
+from vitcls.data.streamed import StreamedSplit
 from vitcls.data.training import training_rows
 from vitcls.data.transforms import Augment, Transform
 from vitcls.errors import UserError
@@ -93,6 +102,10 @@ class ImageDataModule(LightningDataModule):
             both, each batch takes one of them. The training accuracy then counts the larger share, and of
             `multilabel` data the shares of at least a half.
         repeats: how often an epoch trains on each image, every time augmented anew.
+        feature_views: how many augmented views of each training image the network's frozen part sees, once and
+            before the training, while the head trains alone (`model.train: head`, or the first
+            `model.freeze_epochs`): an epoch then takes one of these views of each image, and no image is
+            decoded. 0: each epoch augments and computes anew.
         sampling: `shuffle` takes every training image; `balanced` draws the classes equally often, with
             replacement, for data in which some are rare.
         batch_size: B of one process and one step; times processes and accumulated batches gives
@@ -148,6 +161,7 @@ class ImageDataModule(LightningDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         repeats: int = 1,
+        feature_views: int = 0,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         batch_size: int = 32,
         eval_batch_size: int | None = None,
@@ -227,7 +241,7 @@ class ImageDataModule(LightningDataModule):
             log.info("predict: %d images", len(self.predict_images))
 
     def _open_stage(self, stage: str | None) -> None:
-        model = cast(Classifier, self._attached.lightning_module)
+        model = self._model
         self._image_spec = model.image_spec.resized(self.hparams["resize"])
         self._roles.labels = self._roles.labels or model.labels
         self._roles.form = LabelForm(model.task, self.hparams["label_delimiter"])
@@ -246,9 +260,13 @@ class ImageDataModule(LightningDataModule):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
         processes, rank = self._attached.world_size, self._attached.global_rank
         self._mixer = mixer_of(self.hparams, len(self.labels or ()), (seed, rank))
+        images, feature_epochs = self._images.get("train"), self._feature_epochs
+        rows: Dataset
         rows, sampler = training_rows(
-            self.splits["train"], self._images.get("train"), self.image_spec, self.hparams, seed, processes, rank
+            self.splits["train"], images, self.image_spec, self.hparams, seed, processes, rank, feature_epochs
         )
+        if feature_epochs:
+            rows = self._featured(cast(ImageRows, rows), seed)
         loader = self._loader(rows, batch_size=self.hparams["batch_size"], sampler=sampler)
         self._train_loader = cast(ResumableLoader, loader)
         if self._interrupted is not None:
@@ -308,14 +326,48 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device, normalise (uint8 -> float32), mirror, mix."""
-        if len(batch["ids"]):
-            pixels = self.image_spec.normalise(batch["pixel_values"])
-            mirrored = self.hparams["tta"] == "flip" and not self._attached.training
-            batch["pixel_values"] = torch.stack([pixels, pixels.flip(-1)], dim=1) if mirrored else pixels
+        if batch["pixel_values"].dtype == torch.uint8 and len(batch["ids"]):  # else features
+            batch["pixel_values"] = self._normalised(batch["pixel_values"], evaluates=not self._attached.training)
         if self._mixer is not None and self._attached.training:
             assert self._train_loader is not None
             return self._mixer(batch, self._attached.current_epoch, self._train_loader.taken)
         return batch
+
+    def _normalised(self, pixels: Tensor, evaluates: bool) -> Tensor:
+        normal = self.image_spec.normalise(pixels)
+        mirrored = self.hparams["tta"] == "flip" and evaluates
+        return torch.stack([normal, normal.flip(-1)], dim=1) if mirrored else normal
+
+    # -- features in the place of images -----------------------------------------------------
+
+    @property
+    def _model(self) -> Classifier:
+        return cast(Classifier, self._attached.lightning_module)
+
+    @property
+    def _feature_epochs(self) -> float:
+        """How many first epochs of the training take features."""
+        if not self.hparams["feature_views"]:
+            return 0
+        check_features(self.hparams, self._model.head_epochs, self._attached.world_size)
+        return self._model.head_epochs
+
+    def _featured(self, rows: ImageRows, seed: int) -> FeatureRows:
+        views = self.hparams["feature_views"]
+        draws = (draws_of_view(len(rows), view, seed) for view in range(views))
+        return FeatureRows(rows, [self._extracted("train", rows, drawn) for drawn in draws])
+
+    def _extracted(self, role: str, rows: ImageRows, drawn: Sequence[int | Draw]) -> Features:
+        def features_of(batch: Batch) -> Tensor:
+            pixels = batch["pixel_values"].to(self._attached.strategy.root_device)
+            return self._model.features(self._normalised(pixels, evaluates=role != "train"))
+
+        size = self._eval_batch_size
+        batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        loader = self._loader(NumberedRows(rows), batch_sampler=batches, collate_fn=numbered_collate)
+        found = extracted(loader, len(rows), features_of, f"features of {role}")
+        self._bad_images.take(found.bad, role, len(rows), self._attached.current_epoch)
+        return found
 
     @property
     def _eval_batch_size(self) -> int:
@@ -329,15 +381,18 @@ class ImageDataModule(LightningDataModule):
         instead = EVALUATION[self.hparams["on_bad_image"]]
         rows = ImageRows(self._images[role], self._eval_transform, self._targets(role), instead)
         if self._attached.world_size == 1:
-            return self._loader(rows, batch_size=self._eval_batch_size)
+            only_head = self._attached.state.fn == "fit" and self._feature_epochs == float("inf")
+            featured = FeatureRows(rows, [self._extracted(role, rows, range(len(rows)))]) if only_head else rows
+            return self._loader(featured, batch_size=self._eval_batch_size)
         shares = SharedEvenly(len(rows), self._eval_batch_size, self._attached.world_size, self._attached.global_rank)
         return self._loader(rows, batch_sampler=shares)
 
     def _targets(self, role: str) -> Targets:
         return cast(Split, self.splits[role]).targets
 
-    def _loader(self, rows: ImageRows | StreamedImages, **kwargs: Any) -> TimedLoader:
-        workers = self._workers(self._attached.num_devices)
+    def _loader(self, rows: Dataset, **kwargs: Any) -> TimedLoader:
+        only_features = isinstance(rows, FeatureRows) and self._feature_epochs == float("inf")
+        workers = 0 if only_features else self._workers(self._attached.num_devices)
         on_gpu = self._attached.strategy.root_device.type == "cuda"
         return image_loader(rows, workers, self._attached.global_rank, pin_memory=on_gpu, **kwargs)
 

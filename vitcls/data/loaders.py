@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from vitcls.data.collate import collate
 from vitcls.data.dead_workers import WatchedLoader
-from vitcls.data.rows import ImageRows
 from vitcls.data.sampling import TrainSampler
-from vitcls.data.streamed import StreamedImages, StreamSampler
+from vitcls.data.streamed import StreamSampler
 from vitcls.data.workers import WorkerStart
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class ResumableLoader(TimedLoader):
             )
 
 
-def image_loader(rows: ImageRows | StreamedImages, workers: int, rank: int, **kwargs: Any) -> TimedLoader:
+def image_loader(rows: Dataset, workers: int, rank: int, **kwargs: Any) -> TimedLoader:
     """Batches of images.
 
     Args:
@@ -101,9 +102,8 @@ def image_loader(rows: ImageRows | StreamedImages, workers: int, rank: int, **kw
         rows,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=collate,
         worker_init_fn=WorkerStart(workers, rank),
-        **kwargs,
+        **{"collate_fn": collate, **kwargs},
     )
 
 

@@ -168,7 +168,11 @@ class ImageRows(Dataset[Sample | BadImage]):
         return self._sample(position, torch.from_numpy(pixels).permute(2, 0, 1))
 
     def _sample(self, position: int, image: Tensor) -> Sample:
-        return Sample(self._transform(image), self._label(position), self.images.id(position))
+        return self.described(position, self._transform(image))
+
+    def described(self, position: int, pixels: Tensor) -> Sample:
+        """The sample of a position, whose pixels (or features) are known."""
+        return Sample(pixels, self._label(position), self.images.id(position))
 
     def _label(self, position: int) -> int | Tensor:
         if self._targets is None:

@@ -64,10 +64,12 @@ class Draw(NamedTuple):
     Attributes:
         position: in the split.
         seed: of its augmentation.
+        of_features: whether its features are wanted, where they are at hand.
     """
 
     position: int
     seed: int
+    of_features: bool = False
 
 
 class TrainSampler(DistributedSampler[Draw]):
@@ -86,6 +88,7 @@ class TrainSampler(DistributedSampler[Draw]):
         repeats: how often an epoch draws each image, each time with another augmentation (Hoffer et al.
             2019, "Augment your batch", arXiv:1901.09335).
         balanced: whether all classes are drawn equally often, with replacement.
+        feature_epochs: how many first epochs draw features.
 
     Raises:
         UserError: balanced draws of rows that have several classes.
@@ -99,6 +102,7 @@ class TrainSampler(DistributedSampler[Draw]):
         rank: int = 0,
         repeats: int = 1,
         balanced: bool = False,
+        feature_epochs: float = 0,
     ) -> None:
         if balanced and targets.ndim == 2:
             raise UserError(
@@ -109,6 +113,7 @@ class TrainSampler(DistributedSampler[Draw]):
         self._targets = targets
         self._draws = len(targets) * repeats
         self._balanced = balanced
+        self._feature_epochs = feature_epochs
         self.skip = 0  # draws at the start of the next epoch that were taken before an interruption
         self.num_samples = -(-self._draws // processes)  # equal numbers of steps: a few rows may come twice
 
@@ -120,7 +125,8 @@ class TrainSampler(DistributedSampler[Draw]):
         own = slice(self.rank, None, self.num_replicas)
         # One by one: as lists, a million draws would be 72 MB of Python's numbers.
         drawn = zip(positions[own][self.skip :], seeds[own][self.skip :], strict=True)
-        return (Draw(int(position), int(seed)) for position, seed in drawn)
+        of_features = self.epoch < self._feature_epochs
+        return (Draw(int(position), int(seed), of_features) for position, seed in drawn)
 
     def _positions(self, random: np.random.Generator) -> NDArray[np.int64]:
         """(draws,) positions in the order of the epoch."""

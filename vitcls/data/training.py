@@ -20,6 +20,7 @@ def training_rows(
     seed: int,
     processes: int,
     rank: int,
+    feature_epochs: float = 0,
 ) -> tuple[ImageRows, TrainSampler] | tuple[StreamedImages, StreamSampler]:
     """What a DataLoader of the training set takes.
 
@@ -31,13 +32,16 @@ def training_rows(
         seed: the run's.
         processes: how many share the rows.
         rank: which of them this is.
+        feature_epochs: how many first epochs take features instead of images.
     """
     transform, instead = _transform(spec, said), TRAINING[said["on_bad_image"]]
     if isinstance(split, StreamedSplit):
         return StreamedImages(transform, instead), StreamSampler(split, said["stream_buffer"], seed, processes, rank)
     assert images is not None
     balanced = said["sampling"] == "balanced"
-    sampler = TrainSampler(split.targets, seed, processes, rank, repeats=said["repeats"], balanced=balanced)
+    sampler = TrainSampler(
+        split.targets, seed, processes, rank, repeats=said["repeats"], balanced=balanced, feature_epochs=feature_epochs
+    )
     return ImageRows(images, transform, split.targets, instead), sampler
 
 

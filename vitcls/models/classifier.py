@@ -22,6 +22,7 @@ from vitcls.models.arguments import (
     check_threshold_names,
     check_thresholds,
 )
+from vitcls.models.head_input import head_input, head_of
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
@@ -171,6 +172,11 @@ class ViTClassifier(OptimisedModule):
         """Whether an image has one class or any number of them."""
         return self.hparams["task"]
 
+    @property
+    def head_epochs(self) -> float:
+        """How many first epochs of a training train the head alone; infinity where all do."""
+        return float("inf") if self.hparams["train"] == "head" else self.hparams["freeze_epochs"]
+
     def _find_image_spec(self) -> ImageSpec:
         if self.hparams["image"] is not None:
             return spec_of_record(self.hparams["image"]).sized(self.hparams["image_size"])
@@ -250,10 +256,28 @@ class ViTClassifier(OptimisedModule):
         return self.network(pixel_values=pixel_values).logits
 
     def _logits(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, K) float32; of views (B, V, 3, S, S), those of their mean probabilities."""
-        if pixel_values.ndim == 4:
-            return self(pixel_values).float()
-        return mean_logits(self.task, [self(view).float() for view in pixel_values.unbind(1)])
+        """(B, 3, S, S), or features (B, F) -> (B, K) float32; of V views, those of their mean probabilities."""
+        features = pixel_values.ndim < 4
+        forward = head_of(self.network) if features else self
+        if pixel_values.ndim in (2, 4):
+            return forward(pixel_values).float()
+        return mean_logits(self.task, [forward(view).float() for view in pixel_values.unbind(1)])
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """What the head is given, with nothing drawn at random, in the trainer's precision.
+
+        Args:
+            pixel_values: (B, 3, S, S) or (B, V, 3, S, S) float32, normalised.
+
+        Returns:
+            (B, F) or (B, V, F) float.
+
+        Raises:
+            UserError: the head is not the last thing in the network, or there are two.
+        """
+        images = pixel_values.flatten(0, -4)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return head_input(self.network, images).unflatten(0, pixel_values.shape[:-3])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, weighed for its accumulation window."""
