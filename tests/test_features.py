@@ -184,3 +184,17 @@ def test_below_an_adapter_the_head_is_found(tiny_vit, colours):
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()._logits(model.features(pixels)), model(pixels))
+
+
+def test_features_are_of_evaluation_mode_and_leave_the_mode_alone(tiny_vit, colours):
+    model = ViTClassifier(str(tiny_vit), adapter=LoRA(r=2, dropout=0.5), freeze_epochs=1)
+    trainer = Trainer(accelerator="cpu", max_steps=1, **QUIET)
+    trainer.fit(model, ImageDataModule(str(colours), num_workers=0))
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    model.train()
+    pixels = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.features(pixels), model.features(pixels))
+    assert all(module.training for module in model.network.modules())
