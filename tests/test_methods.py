@@ -24,6 +24,7 @@ CASES = {
     "lora": ("lora_", LOW_RANK),
     "rslora": ("lora_", LOW_RANK),
     "dora": ("lora_", LOW_RANK),
+    "pissa": ("lora_", LOW_RANK),
     "olora": ("lora_", LOW_RANK),
     "loha": ("hada_", LOW_RANK),
     "lokr": ("lokr_", LOW_RANK),
@@ -150,7 +151,8 @@ def test_every_method_has_a_case():
         ("vit", {"method": "oft", "block_size": 12}, r"block_size is 12, which does not divide the 32 inputs"),
         ("vit", {"method": "boft", "block_size": 0}, r"block_size is 0; it must be at least 1"),
         ("vit", {"method": "fourierft", "frequencies": 2000}, r"fourierft does not fit the layers q_proj, v_proj"),
-        ("vit", {"method": "olora", "r": 64}, r"r is 64, .*rank is at most 32"),
+        ("vit", {"method": "olora", "r": 64}, r"r is 64, .*olora.*rank is at most 32"),
+        ("vit", {"method": "pissa", "r": 64}, r"r is 64, .*pissa.*rank is at most 32"),
         ("vit", {"method": "vera", "targets": ["projection"]}, r"vera cannot wrap .*\(Conv2d\).*lora, rslora, dora"),
         ("vit", {"targets": ["attentoin"]}, r"did you mean 'attention'.*attention, qv, mlp, all-linear"),
         (
@@ -221,8 +223,8 @@ def test_a_checkpoint_from_before_there_were_methods_is_of_lora():
     assert (config.r, config.lora_alpha, config.use_dora, config.use_rslora) == (2, 4, False, False)
 
 
-@pytest.mark.parametrize(("method", "told"), [("lora", True), ("olora", False)])
-def test_what_olora_computes_of_the_weights_does_not_tell_bases_apart(method, told):
+@pytest.mark.parametrize(("method", "told"), [("lora", True), ("olora", False), ("pissa", False)])
+def test_what_a_method_computes_of_the_weights_does_not_tell_bases_apart(method, told):
     """Its last bits depend on the number of threads: by 1e-6 on ViT-B/16's layers."""
     network = network_of("vit")
     adapted = add_lora(network, adapter_of("vit", method), head_names(network))

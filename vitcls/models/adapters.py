@@ -40,7 +40,7 @@ class LoRA:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) or their kin; the head is always trained with them.
 
     Attributes:
-        r: rank; lora, rslora, dora, olora, loha, lokr, vera (whose paper takes 256).
+        r: rank; lora, rslora, dora, pissa, olora, loha, lokr, vera (whose paper takes 256).
         alpha: scale; the update is multiplied by alpha / r (rslora: by alpha / sqrt(r)). As r, but not vera.
         dropout: on the adapters' input, in 0..1; oft and boft: share of their blocks left out. At 0 training is
             about 12 % faster. Not loha, lokr, ia3, ln_tuning, fourierft.
@@ -143,10 +143,10 @@ def _check_layer(lora: LoRA, name: str, layer: Any) -> None:
             f"--model.adapter.method {lora.method} cannot wrap {name!r} ({kind}{' of images' * takes_no_images}); give "
             f"other --model.adapter.targets, or a method that can: {listing(others, 20)}."
         )
-    if lora.method == "olora" and lora.r > min(layer.weight.shape):
+    if lora.method in ("olora", "pissa") and lora.r > min(layer.weight.shape):
         raise UserError(
-            f"--model.adapter.r is {lora.r}, but olora takes its first values out of {name!r}, whose rank is at most "
-            f"{min(layer.weight.shape)}."
+            f"--model.adapter.r is {lora.r}, but {lora.method} takes its first values out of {name!r}, whose rank is "
+            f"at most {min(layer.weight.shape)}."
         )
     if method.divides:
         size = lora.block_size or getattr(method.config(), next(iter(method.fields.values())))

@@ -35,6 +35,21 @@ def check_freezing(freeze_epochs: int, train: str) -> None:
         raise UserError("--model.train head never trains anything else; set --model.freeze_epochs to 0.")
 
 
+def check_last_blocks(blocks: int | None, architecture: object, adapter: object, train: str) -> None:
+    """Refuse to choose blocks where others train anyway, or where they are random."""
+    check_range("model.last_blocks", blocks, blocks is None or blocks >= 1, "at least 1")
+    others = {
+        "architecture": architecture is not None,
+        "adapter": adapter is not None,
+        f"train {train}": train != "all",
+    }
+    for other in (name for name, said in others.items() if blocks is not None and said):
+        raise UserError(
+            f"--model.last_blocks {blocks} is for a pretrained network whose own weights train, which --model.{other} "
+            "excludes; leave one of the two out."
+        )
+
+
 def check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fraction: float) -> None:
     """Refuse shapes that there are not, or a rise and a fall that are longer than the training."""
     check_range("model.schedule_power", power, power > 0, "above 0")

@@ -15,6 +15,7 @@ from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import (
     check_freezing,
+    check_last_blocks,
     check_network,
     check_numbers,
     check_rates,
@@ -25,6 +26,7 @@ from vitcls.models.arguments import (
 from vitcls.models.head_input import head_input, head_of
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
+from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.network import (
     explained,
@@ -36,6 +38,7 @@ from vitcls.models.network import (
     labels_of_config,
     load_config,
     train_head_only,
+    train_only,
 )
 from vitcls.models.optimised import OptimisedModule
 from vitcls.models.tasks import loss_of, mean_logits, measured, predictions_of, thresholds_of
@@ -68,6 +71,8 @@ class ViTClassifier(OptimisedModule):
         adapter: LoRA or another method; not given: no adapter.
         train: without an adapter, what is trained: `all` weights, the `head` only, or the head and every `bias`
             (BitFit, Ben Zaken et al. 2021, arXiv:2106.10199).
+        last_blocks: with `train: all` and no adapter, how many of the last blocks train, with what follows them and
+            the head; the others stay as they are. Not given: all.
         freeze_epochs: with `train: all` or an adapter, the number of first epochs in which the head trains alone
             (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054). The steps still go through the
             whole network, so they take as long as the others; warm-up and schedule run through.
@@ -105,6 +110,7 @@ class ViTClassifier(OptimisedModule):
         architecture: dict[str, Any] | None = None,
         adapter: LoRA | None = None,
         train: Literal["all", "head", "bias"] = "all",
+        last_blocks: int | None = None,
         freeze_epochs: int = 0,
         lr: float = 1e-4,
         head_lr: float | None = None,
@@ -129,6 +135,7 @@ class ViTClassifier(OptimisedModule):
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
         check_rates(head_lr, layer_decay, adapter, train)
         check_freezing(freeze_epochs, train)
+        check_last_blocks(last_blocks, architecture, adapter, train)
         check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
@@ -140,7 +147,8 @@ class ViTClassifier(OptimisedModule):
         check_loss(self._loss, task)
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
         self._optimizer_factory = optimizer
-        self._keeps_trained_only = checkpoint is not None and (adapter is not None or train != "all")
+        freezes = adapter is not None or train != "all" or last_blocks is not None
+        self._keeps_trained_only = checkpoint is not None and freezes
         self._frozen_digest = ""
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
@@ -245,6 +253,8 @@ class ViTClassifier(OptimisedModule):
             network = add_lora(network, self._lora, head_names(network), self.hparams["revision"])
         elif self.hparams["train"] != "all":
             train_head_only(network, biases=self.hparams["train"] == "bias")
+        elif self.hparams["last_blocks"] is not None:
+            train_only(network, last_blocks_of(network, self.hparams["last_blocks"]))
         if self._keeps_trained_only:
             hold_frozen_statistics(network)
         return network

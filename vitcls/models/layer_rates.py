@@ -1,4 +1,4 @@
-"""The learning rate of each layer: lower towards the input, another one for the head."""
+"""The order of a network's layers: learning rates that are lower towards the input, and which blocks are the last."""
 
 import re
 
@@ -34,30 +34,47 @@ def rates_of_layers(network: nn.Module, lr: float, head_lr: float | None, layer_
     Raises:
         UserError: the order of the network's blocks cannot be told from their names.
     """
-    names = [name for name, _ in network.named_parameters()]
-    rates = dict.fromkeys(names, lr)
+    rates = dict.fromkeys((name for name, _ in network.named_parameters()), lr)
     if layer_decay != 1:
-        prefix = f"{getattr(network, 'base_model_prefix', '')}."
-        rates |= _decayed([n for n in names if n.startswith(prefix)], prefix, lr, layer_decay, type(network).__name__)
+        positions, depth = _positions(network, f"--model.layer_decay {layer_decay:g}")
+        rates |= {name: lr * layer_decay ** (depth - position) for name, position in positions.items()}
     if head_lr is not None:
         rates |= dict.fromkeys(parameters_of_head(network), head_lr)
     return rates
 
 
-def _decayed(names: list[str], prefix: str, lr: float, layer_decay: float, network: str) -> dict[str, float]:
+def last_blocks_of(network: nn.Module, count: int) -> list[str]:
+    """Names of the parameters of the last blocks, of what follows them, and of the head.
+
+    Args:
+        network: a transformers image classifier.
+        count: of the blocks.
+
+    Raises:
+        UserError: there are not so many, or their order cannot be told from their names.
+    """
+    positions, depth = _positions(network, f"--model.last_blocks {count}")
+    if count > depth:
+        raise UserError(f"--model.last_blocks is {count}, but the network has {depth} blocks.")
+    return [name for name, _ in network.named_parameters() if positions.get(name, depth) >= depth - count]
+
+
+def _positions(network: nn.Module, option: str) -> tuple[dict[str, int], int]:
+    """Position of each parameter of the backbone (see `_position`), and L."""
+    prefix = f"{getattr(network, 'base_model_prefix', '')}."
+    names = [name for name, _ in network.named_parameters() if name.startswith(prefix)]
     inner = {name: name.removeprefix(prefix) for name in names}
     blocks = sorted({block for block in map(_block_of, inner.values()) if block is not None})
-    depth = len(blocks)
-    rates = {}
+    positions = {}
     for name, below in inner.items():
         position = _position(below, blocks)
         if position is None or not blocks:
             raise UserError(
-                f"--model.layer_decay {layer_decay:g} needs blocks in order, which {network} does not tell by its "
-                f"names (such as {name!r}); it does for ViT, DeiT, BEiT, DINOv2, Swin, ConvNeXt, ResNet. Set it to 1."
+                f"{option} needs blocks in order, which {type(network).__name__} does not tell by its names (such as "
+                f"{name!r}); it does for ViT, DeiT, BEiT, DINOv2, Swin, ConvNeXt, ResNet. Leave it out."
             )
-        rates[name] = lr * layer_decay ** (depth - position)
-    return rates
+        positions[name] = position
+    return positions, len(blocks)
 
 
 def _position(name: str, blocks: list[tuple[int, ...]]) -> int | None:

@@ -1,6 +1,6 @@
 """transformers' image classifiers: from a checkpoint or from scratch, with the head that the labels need."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,12 @@ def train_head_only(network: Any, biases: bool = False) -> None:
     for name, parameter in network.named_parameters():
         if biases and name.endswith(".bias"):
             parameter.requires_grad_(True)
+
+
+def train_only(network: Any, names: Collection[str]) -> None:
+    """Freeze everything but the parameters of these names."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def hold_frozen_statistics(network: nn.Module, hold: bool = True) -> None:

@@ -22,7 +22,7 @@ from peft import (
 from torch import nn
 
 MethodName = Literal[
-    "lora", "rslora", "dora", "olora", "loha", "lokr", "oft", "boft", "vera", "ia3", "ln_tuning", "fourierft"
+    "lora", "rslora", "dora", "pissa", "olora", "loha", "lokr", "oft", "boft", "vera", "ia3", "ln_tuning", "fourierft"
 ]
 
 
@@ -58,6 +58,8 @@ METHODS: dict[MethodName, Method] = {
     "lora": Method(LoraConfig, _LORA, layers=_WITH_CONV),  # 2106.09685
     "rslora": Method(LoraConfig, _LORA, {"use_rslora": True}, _WITH_CONV),  # 2312.03732: alpha / sqrt(r)
     "dora": Method(LoraConfig, _LORA, {"use_dora": True}, _WITH_CONV),  # 2402.09353
+    # 2404.02948; the exact singular values, since those of `pissa_niter_*` are drawn anew at each load.
+    "pissa": Method(LoraConfig, _LORA, {"init_lora_weights": "pissa"}),
     "olora": Method(LoraConfig, _LORA, {"init_lora_weights": "olora"}),  # 2406.01775
     "loha": Method(LoHaConfig, _LYCORIS, layers=_WITH_CONV),  # 2108.06098
     "lokr": Method(LoKrConfig, _LYCORIS, layers=_WITH_CONV),  # 2309.14859
@@ -108,7 +110,7 @@ def can_merge(network: PeftModel) -> bool:
 def is_split(network: nn.Module) -> bool:
     """Whether the method takes the adapters' first values out of the weights that it adapts."""
     config = network.peft_config["default"] if isinstance(network, PeftModel) else None
-    return isinstance(config, LoraConfig) and config.init_lora_weights == "olora"
+    return isinstance(config, LoraConfig) and config.init_lora_weights in ("pissa", "olora")
 
 
 @contextmanager
