@@ -11,10 +11,10 @@ from transformers import ViTImageProcessor
 
 from tests.conftest import draw_split
 from tests.test_averaging import load
-from tests.test_methods import network_of
 from vitcls import ImageDataModule, LoRA, ViTClassifier
 from vitcls.data.sampling import Draw
 from vitcls.errors import UserError
+from vitcls.methods.networks import network_of
 
 HEAD = ["--model.train=head", "--model.lr=0.05", "--trainer.max_epochs=3"]
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

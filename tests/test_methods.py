@@ -1,130 +1,92 @@
-"""What every adapter method keeps to, on every kind of network."""
+"""What every way of training keeps to, on every kind of network."""
 
-import copy
-from types import SimpleNamespace
+import json
 
 import pytest
-import torch
-from lightning.pytorch import Callback, Trainer
-from transformers import ViTImageProcessor
 
-from tests.test_adapters import FAMILIES
-from vitcls import ImageDataModule, LoRA, ViTClassifier
+from vitcls import LoRA
 from vitcls.errors import UserError
+from vitcls.methods.command import cell
+from vitcls.methods.networks import FAMILIES, network_of
+from vitcls.methods.trial import Found, tried
+from vitcls.methods.ways import WAYS, arguments_of
 from vitcls.models.adapters import add_lora, resolve_targets
-from vitcls.models.folder import TOLERANCE, load_model_folder, reload_difference, write_model_folder
 from vitcls.models.kept import frozen_digest
-from vitcls.models.network import from_architecture, head_names
+from vitcls.models.network import head_names
 from vitcls.models.peft_methods import METHODS, can_merge
 from vitcls.optim import parameter_groups
 
-# What each method's weights are called, and small values for what it has.
-LOW_RANK = {"r": 4, "alpha": 8}
-CASES = {
-    "lora": ("lora_", LOW_RANK),
-    "rslora": ("lora_", LOW_RANK),
-    "dora": ("lora_", LOW_RANK),
-    "pissa": ("lora_", LOW_RANK),
-    "olora": ("lora_", LOW_RANK),
-    "loha": ("hada_", LOW_RANK),
-    "lokr": ("lokr_", LOW_RANK),
-    "oft": ("oft_R", {"block_size": 8}),
-    "boft": ("boft_", {"block_size": 4}),
-    "vera": ("vera_lambda_", {"r": 4}),
-    "ia3": ("ia3_l", {}),
-    "ln_tuning": ("ln_tuning_layers", {}),
-    "fourierft": ("fourierft_spectrum", {"frequencies": 16}),
-}
-# With ConvNeXt's own scale of 1e-6 no adapter would show in its logits.
-NETWORKS = {**FAMILIES, "convnext": {**FAMILIES["convnext"], "layer_scale_init_value": 1.0}}
-TARGETS = {"convnext": ["mlp"], "resnet": ["convolution"]}
-PAIRS = [(f, m) for f in ("vit", "deit", "swin", "convnext") for m in CASES if (f, m) != ("convnext", "oft")]
-PAIRS += [("resnet", m) for m in ("lora", "rslora", "dora", "loha", "lokr", "ia3")]
+ADAPTERS = tuple(METHODS)
+# What a way is not for; the table of `python -m vitcls methods` has an empty place there.
+NOT_FOR = {("oft", "convnext"), *((way, "resnet") for way in ("pissa", "olora", "oft", "boft", "vera", "ln_tuning"))}
+NOT_FOR |= {("fourierft", "resnet")}
+# peft merges, and the model card promises it.
+MERGED = {(way, family) for way in ADAPTERS for family in FAMILIES} - NOT_FOR
+MERGED -= {("loha", "resnet"), ("lokr", "resnet"), ("ia3", "resnet")}
 
 
-def adapter_of(family, method, **more):
-    targets = {} if method == "ln_tuning" else {"targets": TARGETS.get(family, ["attention", "mlp"])}
-    return LoRA(method=method, **CASES[method][1], **targets, **more)
+def adapter_of(family, method):
+    return arguments_of(method, family)["adapter"]
 
 
-def network_of(family):
-    torch.manual_seed(0)
-    return from_architecture({"model_type": family, **NETWORKS[family]}, ["a", "b"])
-
-
-class Gradients(Callback):
-    """Names of the parameters that a gradient has reached."""
-
-    def __init__(self):
-        self.reached = set()
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        named = pl_module.network.named_parameters()
-        self.reached |= {name for name, p in named if p.grad is not None and p.grad.abs().sum() > 0}
-
-
-@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
-def trained(request, tmp_path_factory, colours):
-    """A network after two steps with an adapter, its checkpoint and its folder."""
-    family, method = request.param
-    folder = tmp_path_factory.mktemp("trained")
-    network_of(family).save_pretrained(folder / "network")
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "network")
-    model = ViTClassifier(
-        str(folder / "network"), adapter=adapter_of(family, method), lr=1e-2, warmup_steps=0, schedule="constant"
-    )
-    gradients = Gradients()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(accelerator="cpu", max_steps=2, enable_model_summary=False, callbacks=[gradients], **quiet)
-    trainer.fit(model, ImageDataModule(str(colours), batch_size=16, num_workers=0))
-    trainer.save_checkpoint(folder / "a.ckpt", weights_only=True)
-    write_model_folder(model, folder / "model")
-    pixels = torch.randn(4, 3, 32, 32)
-    return SimpleNamespace(method=method, model=model.eval(), gradients=gradients, folder=folder, pixels=pixels)
-
-
-def difference(network, trained):
-    with torch.inference_mode():
-        logits = getattr(out := network(trained.pixels), "logits", out)
-        return (logits - trained.model(trained.pixels)).abs().max().item()
-
-
-def test_only_adapter_and_head_train(trained):
-    network = trained.model.network
-    names = {name for name, p in network.named_parameters() if p.requires_grad}
-    weights = {name for name in names if f".{CASES[trained.method][0]}" in name}
-    head = {name for name in names if ".modules_to_save." in name}
-    assert weights
-    assert len(head) == 2
-    assert names == weights | head
-
-
-def test_a_gradient_reaches_all_that_trains_within_two_steps(trained):
-    names = {name for name, p in trained.model.network.named_parameters() if p.requires_grad}
-    assert names - trained.gradients.reached == set()
-
-
-def test_a_checkpoint_gives_the_same_logits(trained):
-    loaded = ViTClassifier.load_from_checkpoint(trained.folder / "a.ckpt", weights_only=True).eval()
-    assert difference(loaded, trained) <= TOLERANCE
-    assert loaded.labels == ["blue", "green", "red"]
-
-
-def test_a_folder_gives_the_same_logits_and_labels(trained):
-    assert reload_difference(trained.model, trained.folder / "model", trained.pixels) <= TOLERANCE
-    labels = load_model_folder(trained.folder / "model").config.id2label
-    assert list(labels.values()) == ["blue", "green", "red"]
-
-
-def test_merging_changes_nothing_and_the_card_promises_no_more(trained):
-    card = (trained.folder / "model" / "README.md").read_text()
-    assert ("merge_and_unload" in card) == can_merge(trained.model.network)
-    network = copy.deepcopy(trained.model.network)
-    if not can_merge(network):
-        with pytest.raises(AttributeError, match="Sequential"):
-            network.merge_and_unload()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_trains_resumes_exports_and_merges(way, family, tmp_path):
+    if (way, family) in NOT_FOR:
+        with pytest.raises(UserError, match=way):
+            tried(way, family, tmp_path)
         return
-    assert difference(network.merge_and_unload(), trained) <= TOLERANCE
+    found = tried(way, family, tmp_path)
+    assert (found.trains, found.resumes, found.exports) == ("", "", "")
+    assert found.merges == ("" if (way, family) in MERGED else None)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("merge_and_unload" in card) == ((way, family) in MERGED)
+
+
+def test_only_adapter_and_head_train():
+    for method, weights in {"lora": "lora_", "oft": "oft_R", "vera": "vera_lambda_", "ia3": "ia3_l"}.items():
+        network = network_of("vit")
+        adapted = add_lora(network, adapter_of("vit", method), head_names(network))
+        names = {name for name, p in adapted.named_parameters() if p.requires_grad}
+        assert {name for name in names if f".{weights}" in name or ".modules_to_save." in name} == names
+
+
+def test_what_cannot_be_merged_fails_in_peft():
+    """What the card therefore does not promise."""
+    network = network_of("resnet")
+    adapted = add_lora(network, adapter_of("resnet", "loha"), head_names(network))
+    with pytest.raises(AttributeError, match="Sequential"):
+        adapted.merge_and_unload()
+
+
+def test_the_table_says_what_was_found(vitcls, tmp_path):
+    words = ["methods", "--methods=[lora, oft, head]", "--families=[vit, resnet]", f"--output={tmp_path}/found.json"]
+    status, out, err = vitcls(*words)
+    assert status == 0, err
+    rows = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
+    assert "667,493" in rows["lora"]
+    assert rows["lora"].count("TREM") == 2
+    assert rows["oft"].count("TREM") == 1
+    assert rows["head"].count("TRE-") == 2
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["oft"]["families"]["resnet"] is None
+    assert found["lora"]["families"]["vit"] == {"trains": "", "resumes": "", "exports": "", "merges": ""}
+
+
+def test_the_table_says_what_fails():
+    assert cell(Found(trains="", resumes="it differs", exports="", merges=None)) == "T!E-"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--methods=[loar]"], "--methods names 'loar' (did you mean 'lora'?)"),
+        (["--families=[vti]"], "--families names 'vti' (did you mean 'vit'?)"),
+        (["--output=nowhere/found.json"], "is in a folder that does not exist"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(refuses, words, told):
+    assert told in refuses("methods", *words)
 
 
 def test_lora_on_grouped_convolutions_cannot_be_merged():
@@ -133,10 +95,6 @@ def test_lora_on_grouped_convolutions_cannot_be_merged():
     assert not can_merge(adapted)
     with pytest.raises(NotImplementedError):  # by peft: what the card therefore does not promise
         adapted.merge_and_unload()
-
-
-def test_every_method_has_a_case():
-    assert set(CASES) == set(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ VERBS = {
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
+    "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "bench": "measure here how fast images are loaded, what rows cost in memory and what check costs",
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
@@ -81,6 +82,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.check.command import run_check
 
         return run_check
+    if verb == "methods":
+        from vitcls.methods.command import run_methods
+
+        return run_methods
     if verb == "bench":
         from vitcls.bench.command import run_bench
 

@@ -80,6 +80,7 @@ def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str], ta
     _check_backbone_is_whole(network, report, checkpoint)
     if not same_classes:
         _reset_head(network)
+    _freeze_mask_token(network)
     return network.train()  # from_pretrained returns eval mode, and Lightning leaves that as it is
 
 
@@ -97,9 +98,11 @@ def from_architecture(architecture: dict[str, Any], labels: list[str], task: Tas
     config = config_of_architecture(architecture)
     _set_labels(config, labels, task)
     try:
-        return AutoModelForImageClassification.from_config(config, dtype=torch.float32).train()
+        network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     except Exception as error:  # a network's own constructor raises whatever its fields lead to
         raise _no_classifier(architecture, error) from error
+    _freeze_mask_token(network)
+    return network.train()
 
 
 def config_of_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
@@ -248,6 +251,13 @@ def _check_backbone_is_whole(network: Any, report: dict[str, Any], checkpoint: s
             f"The checkpoint {checkpoint!r} lacks {len(lost)} weights of its backbone ({listing(lost, 3)}); "
             "they would start at random. Give a checkpoint that is whole."
         )
+
+
+def _freeze_mask_token(network: nn.Module) -> None:
+    """DINOv2's and BEiT's is for pretraining alone: no image reaches it, and DDP would wait for its gradient."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)
 
 
 def _reset_head(network: Any) -> None:

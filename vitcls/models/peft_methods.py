@@ -1,5 +1,6 @@
 """The adapter methods: what each is for peft, which of the adapter's fields it has, what it can wrap."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,7 @@ def is_split(network: nn.Module) -> bool:
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """Without what peft says of its own doing."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # boft asks for CUDA where there is none
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")  # boft computes without it
         warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1")

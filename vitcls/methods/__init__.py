@@ -1,0 +1,1 @@
+"""`python -m vitcls methods`: what each way of training does, tried on small networks."""
