@@ -187,3 +187,18 @@ def test_help_names_what_can_be_measured(vitcls, words):
     assert "bench" in out
     assert (words[0] if len(words) == 2 else "memory") in out
     assert Path(out.split()[2]).name == "-m"
+
+
+def test_a_head_on_features_is_measured_against_one_on_images(vitcls, colours, tiny_vit, tmp_path):
+    words = ["bench", "probe", "--data.dataset", colours, "--data.num_workers=0", "--model.checkpoint", tiny_vit]
+    status, out, err = vitcls(*words, "--epochs=1", "--rounds=2", "--views=[1, 2]", "--output", tmp_path / "b.json")
+    assert status == 0, err
+    assert "features of 2 views" in out
+    ways = json.loads((tmp_path / "b.json").read_text())["ways"]
+    assert [way["views"] for way in ways] == [0, 1, 2]
+    assert ways[0]["share"] == 1
+    assert all(len(way["seconds"]) == len(way["figure"]) == 2 for way in ways)
+
+
+def test_no_views_are_refused(refuses):
+    assert "views is [0]; it must be at least 1" in refuses("bench", "probe", "--views=[0]")

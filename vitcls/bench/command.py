@@ -2,6 +2,7 @@
 
 data    images a second of one thread, by a published example's way of loading and by ours
 memory  what the metadata of many rows costs the main process and each that decodes
+probe   a head that trains on features computed once, against one that trains on the images of each epoch
 check   what reading images for `check` costs, against decoding them alone
 """
 
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from vitcls.bench.checking import bench_check, check_parser
 from vitcls.bench.memory import bench_memory, memory_parser
+from vitcls.bench.probing import bench_probe, probe_parser
 from vitcls.bench.speeds import bench_data, data_parser
 from vitcls.errors import UserError, check_range, suggestion
 from vitcls.wording import parsed
@@ -29,6 +31,7 @@ MEASURED = {
     "data": _Bench(data_parser, bench_data),
     "memory": _Bench(memory_parser, bench_memory),
     "check": _Bench(check_parser, bench_check),
+    "probe": _Bench(probe_parser, bench_probe),
 }
 _COUNTS = ("images", "rounds", "size")
 
