@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 
 from vitcls.errors import UserError
 
@@ -36,6 +37,25 @@ def fit_to_size(network: Any, size: int) -> None:
         _resize_grid(network.base_model.embeddings, size, patch)
         network.pretrained_image_size, config.image_size = config.image_size, size
     _check_takes(network, size)
+
+
+def size_words(network: Any, size: int) -> dict[str, bool]:
+    """What a forward of images of `size` has to say where the network's own size is another one.
+
+    Args:
+        network: a transformers classifier, with or without an adapter.
+        size: S, side of the images, pixels.
+    """
+    config = network.config
+    other = config.model_type in _WITH_GRID and config.image_size != size
+    return {"interpolate_pos_encoding": True} if other else {}
+
+
+def at_size(pixel_values: Tensor, size: int | None) -> Tensor:
+    """(B, 3, S, S) float, normalised or not -> the same images of side `size`; None: as they are."""
+    if size is None or size == pixel_values.shape[-1]:
+        return pixel_values
+    return F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True)
 
 
 def _resize_grid(embeddings: Any, size: int, patch: int) -> None:
