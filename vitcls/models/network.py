@@ -185,9 +185,14 @@ def hold_frozen_statistics(network: nn.Module, hold: bool = True) -> None:
         network: whose batch norms.
         hold: not: back into training mode.
     """
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
-            module.train(not hold)
+    for norm in batch_norms(network):
+        norm.train(not hold)
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The layers that keep averages of what goes through them."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def drop_gradients_below_head(network: nn.Module) -> None:
