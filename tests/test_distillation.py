@@ -2,10 +2,12 @@
 
 import csv
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -204,11 +206,26 @@ def test_features_alone_need_no_classes(vitcls, fit_words, tmp_path, tiny_vit):
     assert not column(tmp_path / "runs" / "run", "train/soft_loss")
 
 
-def test_the_teacher_computes_in_the_precision_of_the_student(vitcls, fit_words, tmp_path):
-    teacher = save_network(tmp_path / "teacher")
-    words = [*fit_words, f"--model.distill.teacher={teacher}", "--trainer.precision=bf16-true"]
+class NoteTeacher(Callback):
+    """Writes of what kind the teacher's weights are while it teaches."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        network = pl_module._distilling.teacher._network
+        weights = next(network.parameters())
+        self.file.write_text(f"{weights.dtype} {weights.requires_grad} {network.training}")
+
+
+def test_the_teacher_is_frozen_and_has_the_precision_of_the_student(vitcls, fit_words, tmp_path):
+    note = {"class_path": "tests.test_distillation.NoteTeacher", "init_args": {"file": str(tmp_path / "kind.txt")}}
+    (tmp_path / "note.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [note]}}))
+    words = [*fit_words, f"--model.distill.teacher={save_network(tmp_path / 'teacher')}", "--config"]
+    words += [tmp_path / "note.yaml", "--trainer.precision=bf16-true"]
     status, _, err = vitcls(*words, "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
     assert status == 0, err
+    assert (tmp_path / "kind.txt").read_text() == "torch.bfloat16 False False"
 
 
 def test_a_copy_of_the_student_has_the_same_teacher(tmp_path):
@@ -222,6 +239,13 @@ def test_a_copy_of_the_student_has_the_same_teacher(tmp_path):
     logits, features = teacher.answer(torch.randn(2, 3, 32, 32), SPECS[0])
     assert (logits.shape, features.shape) == ((2, 3), (2, 48))
     assert not logits.requires_grad
+
+
+def test_what_is_kept_is_plain_values():
+    """Checkpoints are read without unpickling."""
+    model = ViTClassifier("x", distill=Distill("t", weight=0.5))
+    assert model.hparams["distill"]["weight"] == 0.5
+    assert ViTClassifier("x", distill=dict(model.hparams["distill"]))._distill == Distill("t", weight=0.5)
 
 
 # -- what cannot be -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ LAYERS = (
     ("vitcls.models",),
     ("vitcls.callbacks",),
     ("vitcls.records", "vitcls.wording", "vitcls.trainer_options"),
-    ("vitcls.cli", "vitcls.check", "vitcls.bench"),
+    ("vitcls.cli", "vitcls.check", "vitcls.bench", "vitcls.soup"),
     ("vitcls.__main__",),
 )
 

@@ -376,6 +376,11 @@ class ViTClassifier(OptimisedModule):
             UserError: the checkpoint is not of vitcls, the frozen weights differ, or the groups of a resume do.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
+        if self._is_fitting() and "optimizer_states" not in checkpoint:
+            raise UserError(
+                "The checkpoint holds weights alone, so its training cannot be resumed (a soup has none); start a new "
+                "one from the folder model/ beside it, with --model.checkpoint."
+            )
         if self._is_fitting() and checkpoint.get("optimizer_states"):
             check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})

@@ -85,8 +85,7 @@ def load_teacher(name: str, revision: str | None, classifier: Any, labels: list[
         UserError: it cannot be loaded, or has other classes or another task.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # the student starts as it would without a teacher
-            model = _build(name, revision, classifier, None if task else labels)
+        model = _build(name, revision, classifier, None if task else labels)
     except UserError as error:
         raise UserError(
             f"The teacher {name!r} (--model.distill.teacher) cannot be loaded, and training, also a resumed one, "
