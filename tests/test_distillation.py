@@ -162,7 +162,7 @@ def test_the_teacher_leaves_no_trace_and_is_needed_by_training_only(
         "teacher": str(teacher),
         "revision": None,
         "temperature": 2.0,
-        "weight": 0.9,
+        "weight": 0.5,
         "features": 1.0,
     }
     teacher.rename(tmp_path / "away")

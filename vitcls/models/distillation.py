@@ -34,7 +34,7 @@ class Distill:
     teacher: str
     revision: str | None = None
     temperature: float = 2.0
-    weight: float = 0.9
+    weight: float = 0.5
     features: float = 0.0
 
 

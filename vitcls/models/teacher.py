@@ -107,6 +107,13 @@ def _build(name: str, revision: str | None, classifier: Any, labels: list[str] |
         checkpoint = find_checkpoint(name, "test")
         read_checkpoint(checkpoint)  # says readably what is wrong with a file that is damaged or another's
         return classifier.load_from_checkpoint(checkpoint.file, map_location="cpu", weights_only=True)
+    try:
+        return _of_transformers(name, revision, classifier, labels)
+    except UserError as error:  # told of the student's option
+        raise UserError(str(error).replace("--model.checkpoint", "--model.distill.teacher")) from error
+
+
+def _of_transformers(name: str, revision: str | None, classifier: Any, labels: list[str] | None) -> Any:
     config = load_config(name, revision)
     labels = labels or labels_of_config(config)
     if labels is None:

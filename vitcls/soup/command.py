@@ -60,20 +60,21 @@ def run_soup(words: list[str]) -> int:
 def _make(options: Namespace) -> None:
     checkpoints = _found(options.checkpoints)
     check_alike(checkpoints)
-    kitchen = Kitchen(checkpoints, options.accelerator)
-    taken, mean = kitchen.choose(checkpoints)
+    soup = GreedySoup(checkpoints, options.accelerator)
+    taken, mean = soup.choose(checkpoints)
     place = Path(options.output).expanduser() if options.output else _beside(checkpoints[0])
     run = runs.claim_run_folder(place.parent, place.name)
-    kitchen.keep(run, mean)
-    if checkpoints[0].run is not None:
-        shutil.copy(checkpoints[0].run / runs.SPLITS, run / runs.SPLITS)
+    soup.keep(run, mean)
+    splits = (checkpoints[0].run or run) / runs.SPLITS
+    if splits.is_file():
+        shutil.copy(splits, run)
     names = {c.file: _name(c) for c in checkpoints}
     left_out = [name for file, name in names.items() if file not in {c.file for c in taken}]
     runs.write_metrics(run, "soup", {"mean_of": [_name(c) for c in taken], "left_out": left_out})
     log.info("run folder: %s", run)
 
 
-class Kitchen:
+class GreedySoup:
     """One network, its validation data, and a trainer that measures it with the weights that it is given.
 
     Args:
