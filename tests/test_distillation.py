@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from tests.conftest import TINY, multilabel_options
+from tests.conftest import TINY, draw_split, multilabel_options
 from tests.test_adapters import FAMILIES
 from vitcls.data.preprocess import ImageSpec
 from vitcls.models.classifier import ViTClassifier
@@ -216,6 +216,15 @@ class NoteTeacher(Callback):
         network = pl_module._distilling.teacher._network
         weights = next(network.parameters())
         self.file.write_text(f"{weights.dtype} {weights.requires_grad} {network.training}")
+
+
+def test_features_are_asked_of_a_run_with_other_classes(vitcls, fit_words, tmp_path, colours):
+    draw_split(tmp_path / "two" / "train", 10, seed=3, classes=("blue", "green"))
+    words = ["--run_name=two", f"--data.dataset={tmp_path / 'two'}", "--trainer.max_epochs=1"]
+    assert vitcls(*fit_words, *words)[0] == 0
+    words = [f"--model.distill.teacher={tmp_path / 'runs' / 'two'}", "--model.distill.weight=0"]
+    status, _, err = vitcls(*fit_words, *words, "--model.distill.features=1", "--trainer.max_epochs=1")
+    assert status == 0, err
 
 
 def test_the_teacher_is_frozen_and_has_the_precision_of_the_student(vitcls, fit_words, tmp_path):

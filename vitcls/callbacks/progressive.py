@@ -12,13 +12,15 @@ log = logging.getLogger(__name__)
 
 
 class ProgressiveSize(Callback):
-    """Makes training images smaller in early epochs (Touvron et al. 2019, arXiv:1906.06423; DeiT III, 2204.07118).
+    """Makes training images smaller in early epochs.
+
+    Progressive learning (Tan and Le 2021, arXiv:2104.00298, section 4), without a regularisation that grows along.
 
     The network's time falls with about the square of the side. The images are decoded, cropped, augmented and mixed
     as ever and made smaller on the device, so where training waits for images (`train/data_wait`) nothing is gained.
     Position embeddings are the model's own, interpolated in the forward; a teacher sees the images in full.
     Validation, test, checkpoints and `model/` are of the model's size, which the last epochs should have as well:
-    crops of a small image show its objects in another size than evaluation does (1906.06423, section 3).
+    small images show objects in another size than evaluation does (FixRes, Touvron et al. 2019, arXiv:1906.06423).
 
     Args:
         sizes: from which epoch on, counted from 0, which side of the training images, pixels, such as

@@ -24,7 +24,7 @@ class Teacher:
     Args:
         network: a transformers image classifier.
         spec: how it wants its images.
-        order: of each of the student's classes, its index in the teacher's logits.
+        order: of each of the student's classes, its index in the teacher's logits; empty where those are not asked for.
     """
 
     def __init__(self, network: Any, spec: ImageSpec, order: list[int]) -> None:
@@ -50,7 +50,7 @@ class Teacher:
             spec: of the student.
 
         Returns:
-            logits (B, K) float32 in the order of the student's classes, and features (B, D) float.
+            logits (B, K) float32 in the order of the student's classes, if asked for, and features (B, D) float.
         """
         with inputs_of_head(self._network) as features:
             logits = self._network(pixel_values=seen_by(self._spec, pixel_values, spec)).logits
@@ -92,7 +92,7 @@ def load_teacher(name: str, revision: str | None, classifier: Any, labels: list[
             f"needs it: {error}"
         ) from error
     if task is None:
-        return Teacher(model.network, model.image_spec, list(range(len(labels))))
+        return Teacher(model.network, model.image_spec, order=[])
     if model.task != task:
         raise UserError(
             f"The teacher {name!r} (--model.distill.teacher) was trained for the task {model.task}, and this is "
