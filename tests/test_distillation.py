@@ -22,6 +22,7 @@ from vitcls.models.features import feature_width, inputs_of_head
 from vitcls.models.network import from_architecture
 from vitcls.models.teacher import load_teacher, seen_by
 
+OVERLAYS = Path(__file__).parents[1] / "configs" / "overlays"
 PLAIN = ["--data.augment=none", "--model.schedule=constant", "--model.lr=0.003"]
 LOGITS, TARGETS = (torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
 SPECS = [
@@ -141,7 +142,7 @@ def test_the_teacher_leaves_no_trace_and_is_needed_by_training_only(
     vitcls, refuses, fit_words, tmp_path, colours, kind
 ):
     kinds = {"full": [], "lora": ["--model.adapter.r=2", "--model.adapter.dropout=0"]}
-    kinds["ema"] = ["--config=configs/overlays/ema.yaml"]
+    kinds["ema"] = [f"--config={OVERLAYS / 'ema.yaml'}"]
     assert vitcls(*fit_words, *PLAIN, "--run_name=teacher", "--trainer.max_epochs=3")[0] == 0
     teacher = tmp_path / "runs" / "teacher"
     plain, distill = ([*fit_words, *PLAIN, *kinds[kind]] for _ in range(2))
@@ -216,6 +217,13 @@ class NoteTeacher(Callback):
         network = pl_module._distilling.teacher._network
         weights = next(network.parameters())
         self.file.write_text(f"{weights.dtype} {weights.requires_grad} {network.training}")
+
+
+def test_the_overlay_trains(vitcls, fit_words, tmp_path):
+    words = ["--config", OVERLAYS / "distill.yaml", f"--model.distill.teacher={save_network(tmp_path / 'teacher')}"]
+    status, _, err = vitcls(*fit_words, *words, "--trainer.max_epochs=1")
+    assert status == 0, err
+    assert load(tmp_path / "runs" / "run" / "last.ckpt")["hyper_parameters"]["distill"]["temperature"] == 2.0
 
 
 def test_features_are_asked_of_a_run_with_other_classes(vitcls, fit_words, tmp_path, colours):

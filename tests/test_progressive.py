@@ -22,7 +22,7 @@ OVERLAY = ROOT / "configs" / "overlays" / "progressive.yaml"
 
 
 class Sides(Callback):
-    """Writes the side of what the network is given, for each step: `epoch train|val|teacher side`."""
+    """Writes the side of what the network is given, for each step: `epoch train|val side`, `epoch teacher whole`."""
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
@@ -35,9 +35,13 @@ class Sides(Callback):
             network = pl_module._distilling.teacher._network
             network.register_forward_pre_hook(partial(self._note, trainer, "teacher"), with_kwargs=True)
 
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.whole = batch["pixel_values"]
+
     def _note(self, trainer, who, network, args, words) -> None:
         if not trainer.sanity_checking and trainer.state.stage is not None:
             side = words["pixel_values"].shape[-1]
+            side = "whole" if who == "teacher" and torch.equal(words["pixel_values"], self.whole) else side
             who = who or ("train" if network.training else "val")
             with self.file.open("a") as file:
                 file.write(f"{trainer.current_epoch} {who} {side}\n")
@@ -122,6 +126,22 @@ def test_each_family_trains_on_smaller_images(family, tmp_path, colours):
     assert seen(tmp_path) == {"0 train 16", "0 val 32", "1 train 32", "1 val 32"}
 
 
+def test_batch_norms_under_frozen_weights_stay_as_they_are(tmp_path, colours):
+    torch.manual_seed(0)
+    network = from_architecture({"model_type": "resnet", **FAMILIES["resnet"]}, ["blue", "green", "red"])
+    network.save_pretrained(tmp_path / "network")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "network")
+    model = ViTClassifier(str(tmp_path / "network"), train="head")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet |= {"limit_train_batches": 1, "limit_val_batches": 1, "enable_model_summary": False, "max_epochs": 1}
+    Trainer(accelerator="cpu", callbacks=[ProgressiveSize({0: 16})], **quiet).fit(
+        model, ImageDataModule(str(colours), batch_size=8, num_workers=0)
+    )
+    means = [value for name, value in model.network.state_dict().items() if name.endswith("running_mean")]
+    assert means
+    assert not any(value.any() for value in means)  # as they were made
+
+
 def test_a_size_of_the_model_is_a_training_without(vitcls, fit_words, tmp_path):
     assert vitcls(*fit_words, "--run_name=plain")[0] == 0
     assert vitcls(*fit_words, *sized(tmp_path, {0: 32}))[0] == 0
@@ -147,7 +167,7 @@ def test_a_teacher_sees_the_images_whole(vitcls, fit_words, tmp_path):
     words = [*fit_words, f"--model.distill.teacher={tmp_path / 'runs' / 'teacher'}", "--trainer.max_epochs=1"]
     status, _, err = vitcls(*words, *sized(tmp_path, {0: 16}))
     assert status == 0, err
-    assert seen(tmp_path) == {"0 train 16", "0 teacher 32", "0 val 32"}
+    assert seen(tmp_path) == {"0 train 16", "0 teacher whole", "0 val 32"}
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def check_takes(network: Any, size: int, remedy: str) -> None:
     Raises:
         UserError: it does not; `remedy` says what to do.
     """
-    training = network.training
+    modes = {module: module.training for module in network.modules()}  # frozen batch norms stay in eval mode
     try:
         with torch.no_grad():  # BEiT keeps a table of this forward for those that train
             network.eval()(pixel_values=torch.zeros(1, 3, size, size), **size_words(network, size))
@@ -104,4 +104,5 @@ def check_takes(network: Any, size: int, remedy: str) -> None:
             f"({' '.join(str(error).split())[:200]}); {remedy}."
         ) from error
     finally:
-        network.train(training)
+        for module, training in modes.items():
+            module.training = training
