@@ -91,6 +91,7 @@ def test_what_lowers_the_figure_is_left_out(vitcls, two, tmp_path):
     made = figures(tmp_path / "runs" / "soup")
     assert made["soup"] == {"mean_of": [str(two[0] / "best.ckpt")], "left_out": [str(file)]}
     assert "left out" in out
+    assert f"no mean is as good as {two[0] / 'best.ckpt'} alone" in out
     for name, value in load(two[0] / "best.ckpt")["state_dict"].items():
         assert torch.equal(load(tmp_path / "runs" / "soup" / "best.ckpt")["state_dict"][name], value)
     for name in ("val/loss", "val/accuracy"):

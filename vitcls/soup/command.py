@@ -107,6 +107,8 @@ class GreedySoup:
             log.info("with %s: %s: %s", _name(checkpoint), _in_words(figures), "taken" if keeps else "left out")
             if keeps:
                 taken, mean, best = [*taken, checkpoint], more, figures
+        if len(taken) == 1:
+            log.warning("no mean is as good as %s alone, so the soup is that checkpoint", _name(first))
         return taken, mean
 
     def keep(self, run: Path, mean: dict[str, Tensor]) -> None:
