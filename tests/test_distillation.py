@@ -143,9 +143,8 @@ def test_the_teacher_leaves_no_trace_and_is_needed_by_training_only(
 ):
     kinds = {"full": [], "lora": ["--model.adapter.r=2", "--model.adapter.dropout=0"]}
     kinds["ema"] = [f"--config={OVERLAYS / 'ema.yaml'}"]
-    assert vitcls(*fit_words, *PLAIN, "--run_name=teacher", "--trainer.max_epochs=3")[0] == 0
-    teacher = tmp_path / "runs" / "teacher"
-    plain, distill = ([*fit_words, *PLAIN, *kinds[kind]] for _ in range(2))
+    teacher = save_network(tmp_path / "teacher")
+    plain, distill = ([*fit_words, *PLAIN, *kinds[kind], "--trainer.max_epochs=1"] for _ in range(2))
     distill += [f"--model.distill.teacher={teacher}", "--model.distill.features=1"]
     assert vitcls(*plain, "--run_name=plain")[0] == 0
     status, _, err = vitcls(*distill)
@@ -171,10 +170,10 @@ def test_the_teacher_leaves_no_trace_and_is_needed_by_training_only(
         assert vitcls(verb, "--ckpt_path", run, "--trainer.enable_progress_bar=false")[0] == 0
     words = ["predict", "--ckpt_path", run, "--data.predict", colours / "test", "--output", tmp_path / "p.csv"]
     assert vitcls(*words, "--trainer.enable_progress_bar=false")[0] == 0
-    told = refuses("fit", "--ckpt_path", run, "--trainer.max_epochs=3")
+    told = refuses("fit", "--ckpt_path", run, "--trainer.max_epochs=2")
     assert "(--model.distill.teacher) cannot be loaded, and training, also a resumed one, needs it" in told
     (tmp_path / "away").rename(teacher)
-    assert vitcls("fit", "--ckpt_path", run, "--trainer.max_epochs=3")[0] == 0
+    assert vitcls("fit", "--ckpt_path", run, "--trainer.max_epochs=2")[0] == 0
 
 
 def test_a_resume_goes_on_bit_for_bit(vitcls, fit_words, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import multilabel_options
+from vitcls.__main__ import main
 from vitcls.models.classifier import ViTClassifier
 from vitcls.soup.ingredients import mean_with
 
@@ -31,11 +33,16 @@ def fits(vitcls, words, root, **kinds):
     return [root / name for name in kinds]
 
 
-@pytest.fixture
-def two(vitcls, fit_words, tmp_path):
-    """Two trainings of the tiny ViT with heads of the same start: fine-tuning of one network."""
-    words = [*fit_words, "--trainer.max_epochs=3"]
-    return fits(vitcls, words, tmp_path / "runs", slow=[], fast=["--model.lr=0.003", "--data.flip=0"])
+@pytest.fixture(scope="module")
+def two(tiny_vit, colours, tmp_path_factory):
+    """Two fine-tunings of the tiny ViT."""
+    root = tmp_path_factory.mktemp("two")
+    words = ["fit", f"--model.checkpoint={tiny_vit}", f"--data.dataset={colours}", "--data.num_workers=0", QUIET]
+    words += ["--data.batch_size=16", f"--trainer.default_root_dir={root}", "--trainer.accelerator=cpu"]
+    for name, rate in (("slow", 0.001), ("fast", 0.003)):
+        assert main([*words, "--trainer.max_epochs=3", f"--run_name={name}", f"--model.lr={rate}"]) == 0
+    logging.getLogger("vitcls").handlers = []
+    return [root / "slow", root / "fast"]
 
 
 def test_a_mean_is_taken_in_one_by_one():
@@ -46,9 +53,9 @@ def test_a_mean_is_taken_in_one_by_one():
 
 
 def test_the_soup_is_the_mean_of_what_it_says(vitcls, two, tmp_path):
-    status, out, err = vitcls("soup", *two, "--accelerator=cpu")
+    soup = tmp_path / "soup"
+    status, out, err = vitcls("soup", *two, "--output", soup, "--accelerator=cpu")
     assert status == 0, err
-    soup = tmp_path / "runs" / "soup"
     assert out.splitlines()[-1] == f"run folder: {soup}"
     made = figures(soup)
     assert len(made["soup"]["mean_of"]) + len(made["soup"]["left_out"]) == 2
@@ -82,7 +89,7 @@ def test_a_soup_is_tested_and_predicted_with_and_not_resumed(vitcls, refuses, tw
 def test_what_lowers_the_figure_is_left_out(vitcls, two, tmp_path):
     """A checkpoint whose head says the opposite of what was learned."""
     file = tmp_path / "runs" / "bad" / "best.ckpt"
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     content = load(two[1] / "best.ckpt")
     content["state_dict"]["network.classifier.weight"] *= -50
     torch.save(content, file)
@@ -99,11 +106,11 @@ def test_what_lowers_the_figure_is_left_out(vitcls, two, tmp_path):
 
 
 def test_adapters_are_merged_before_they_are_averaged(vitcls, fit_words, tmp_path):
-    """Also with one another's kinds, and with a training of all weights."""
+    """Of several kinds, and with a training of all weights."""
     lora = ["--model.adapter.r=2", "--model.adapter.dropout=0", "--model.lr=0.01"]
     other = ["--model.adapter.method=ia3", "--model.adapter.targets=[value]", "--model.lr=0.01"]
-    kinds = {"lora": lora, "again": [*lora, "--data.flip=0"], "ia3": other, "all": []}
-    folders = fits(vitcls, fit_words, tmp_path / "runs", **kinds)
+    words = [*fit_words, "--trainer.max_epochs=1"]
+    folders = fits(vitcls, words, tmp_path / "runs", lora=lora, ia3=other, all=[])
     status, _, err = vitcls("soup", *folders, "--accelerator=cpu")
     assert status == 0, err
     soup = tmp_path / "runs" / "soup"
@@ -141,12 +148,13 @@ def test_the_best_checkpoints_of_one_run_make_a_soup(vitcls, fit_words, tmp_path
     assert (tmp_path / "runs" / "soup" / "best.ckpt").is_file()
 
 
-def test_runs_that_do_not_go_together_are_refused(vitcls, refuses, fit_words, tmp_path, two):
+def test_runs_that_do_not_go_together_are_refused(vitcls, refuses, fit_words, two, tmp_path):
     words = [*fit_words, "--trainer.max_epochs=1"]
     kinds = {"large": ["--model.image_size=48"], "other": ["--data.split_seed=3"]}
     large, other = fits(vitcls, words, tmp_path / "runs", **kinds)
-    assert "differ in model.image_size (None and 48)" in refuses("soup", two[0], large)
-    assert "is not that of the run" in refuses("soup", two[0], other, "--accelerator=cpu")
+    place = ["--output", tmp_path / "runs" / "soup", "--accelerator=cpu"]
+    assert "differ in model.image_size (None and 48)" in refuses("soup", two[0], large, *place)
+    assert "is not that of the run" in refuses("soup", two[0], other, *place)
     assert "at least two checkpoints" in refuses("soup", two[0], two[0] / "best.ckpt")
     assert "does not exist" in refuses("soup", two[0], tmp_path / "nowhere")
     assert not (tmp_path / "runs" / "soup").exists()
