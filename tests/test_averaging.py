@@ -1,4 +1,4 @@
-"""The moving average of the weights: its formula, what is measured and kept of it, and how it is resumed."""
+"""Averages of the weights, moving and of epochs: formulas, what is measured and kept, and how they are resumed."""
 
 import csv
 from pathlib import Path
@@ -24,6 +24,16 @@ KINDS = {
     "lora": ["--model.adapter.r=2", "--model.adapter.dropout=0"],
 }
 PLAIN = ["--data.augment=none", "--model.schedule=constant", "--model.warmup_steps=2", "--model.lr=0.01"]
+
+
+STOP = {"class_path": "tests.test_averaging.StopEarly"}
+
+
+class StopEarly(Callback):
+    """Ends the training after an epoch."""
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        trainer.should_stop = True
 
 
 class Trail(Callback):
@@ -164,3 +174,97 @@ def test_a_strategy_that_deals_out_the_weights_is_refused():
     trainer = SimpleNamespace(strategy=object.__new__(FSDPStrategy))
     with pytest.raises(UserError, match="needs the whole network in each process"):
         AveragedWeights().setup(trainer, ViTClassifier("x"), "fit")
+
+
+def from_half(folder: Path) -> list[str]:
+    """The words of the mean over the ends of the epochs from the half on."""
+    callback = {"class_path": "vitcls.callbacks.AveragedEpochs", "init_args": {"start": 0.5}}
+    (folder / "swa.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [callback]}}))
+    return ["--config", folder / "swa.yaml", "--trainer.max_epochs=4"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_of_epochs_is_measured_and_kept_from_its_start_on(vitcls, fit_words, tmp_path, kind):
+    words = [*fit_words, *PLAIN, *KINDS[kind], *trail(tmp_path / "trail"), *from_half(tmp_path)]
+    status, _, err = vitcls(*words)
+    assert status == 0, err
+    ends = {step: load(tmp_path / "trail" / f"step{step}.pt") for step in (4, 8, 12, 16)}
+    measured = {step: load(tmp_path / "trail" / f"measured{step}.pt") for step in ends}
+    content = load(tmp_path / "runs" / "run" / "last.ckpt")
+    assert content["averaging_state"]["n_averaged"] == 3
+    trained = [name for name in ends[4] if not torch.equal(ends[4][name], ends[16][name])]
+    assert trained
+    for name in trained:
+        assert torch.equal(measured[4][name], ends[4][name])  # not begun: the weights themselves
+        for step, over in ((8, [8]), (12, [8, 12]), (16, [8, 12, 16])):
+            mean = torch.stack([ends[end][name] for end in over]).mean(0)
+            torch.testing.assert_close(measured[step][name], mean, rtol=0, atol=1e-6)
+        assert torch.equal(content["state_dict"][name], measured[16][name])
+        assert torch.equal(content["current_model_state"][name], ends[16][name])
+        if "classifier" in name:
+            assert not torch.allclose(measured[16][name], ends[16][name], rtol=0, atol=1e-5)
+
+
+def test_figures_of_the_mean_are_those_of_what_is_kept(vitcls, fit_words, tmp_path):
+    assert vitcls(*fit_words, *PLAIN, *from_half(tmp_path))[0] == 0
+    run = tmp_path / "runs" / "run"
+    status, out, err = vitcls("validate", "--ckpt_path", run / "last.ckpt", "--trainer.enable_progress_bar=false")
+    assert status == 0, err
+    loss = next(float(word) for line in out.splitlines() if "val/loss" in line for word in line.split() if "." in word)
+    assert loss == pytest.approx(float(rows(run, "val/loss")[-1]), abs=1e-6)
+    model = ViTClassifier.load_from_checkpoint(run / "best.ckpt", weights_only=True)
+    assert reload_difference(model, run / "model", torch.randn(2, 3, 32, 32)) == 0
+
+
+@pytest.mark.parametrize("step", [3, 10, 14])  # before it begins, in its first epoch, in its second
+def test_an_interrupted_mean_of_epochs_is_resumed_bit_for_bit(vitcls, fit_words, tmp_path, keeps_sigint, step):
+    words = [*fit_words, *PLAIN, *from_half(tmp_path)]
+    assert vitcls(*words, "--run_name=whole")[0] == 0
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": step}}
+    (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [interrupt]}}))
+    assert vitcls(*words, "--run_name=parts", "--config", tmp_path / "interrupt.yaml")[0] == 130
+    assert vitcls("fit", "--ckpt_path", tmp_path / "runs" / "parts")[0] == 0
+    whole, parts = (load(tmp_path / "runs" / name / "last.ckpt") for name in ("whole", "parts"))
+    for key in ("state_dict", "current_model_state", "averaging_state"):
+        assert whole[key].keys() == parts[key].keys()
+        assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key]), key
+
+
+def test_a_mean_that_has_begun_goes_on_in_a_longer_training(vitcls, fit_words, tmp_path):
+    """At its new length it would begin later."""
+    assert vitcls(*fit_words, *PLAIN, *from_half(tmp_path))[0] == 0
+    run = tmp_path / "runs" / "run"
+    (tmp_path / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [STOP]}}))
+    words = ["--trainer.max_epochs=12", "--config", tmp_path / "stop.yaml"]  # it ends after its first epoch
+    status, _, err = vitcls("fit", "--ckpt_path", run, *words)
+    assert status == 0, err
+    assert load(run / "last.ckpt")["global_step"] == 20
+    assert load(run / "last.ckpt")["averaging_state"]["n_averaged"] == 4
+
+
+def test_the_overlay_of_epochs_trains_and_a_mean_of_nothing_is_told(vitcls, fit_words, tmp_path):
+    overlay = ROOT / "configs" / "overlays" / "swa.yaml"
+    assert vitcls(*fit_words, "--config", overlay, "--trainer.max_epochs=4")[0] == 0
+    assert load(tmp_path / "runs" / "run" / "last.ckpt")["averaging_state"]["n_averaged"] == 2
+    (tmp_path / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [STOP]}}))
+    status, out, _ = vitcls(*fit_words, "--config", overlay, "--config", tmp_path / "stop.yaml")
+    assert status == 0
+    assert "AveragedEpochs averaged nothing" in out
+    assert "current_model_state" not in load(tmp_path / "runs" / "run-v1" / "last.ckpt")
+
+
+def test_batch_norms_that_train_have_no_mean_of_epochs(refuses, fit_words, tmp_path):
+    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    image = {"size": 32, "resize_to": 32, "resize": "squash", "interpolation": "bilinear"}
+    image |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    file = tmp_path / "resnet.yaml"
+    file.write_text(yaml.safe_dump({"model": {"checkpoint": None, "architecture": resnet, "image": image}}))
+    words = [word for word in fit_words if "model.checkpoint" not in word]
+    told = refuses(*words, "--config", file, *from_half(tmp_path))
+    assert "ResNetForImageClassification has some" in told
+
+
+def test_a_start_that_cannot_be_is_a_sentence(refuses, fit_words, tmp_path):
+    callback = {"class_path": "vitcls.callbacks.AveragedEpochs", "init_args": {"start": 1.0}}
+    (tmp_path / "swa.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    assert "start of AveragedEpochs is 1.0; it must be at" in refuses(*fit_words, "--config", tmp_path / "swa.yaml")

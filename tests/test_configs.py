@@ -8,6 +8,8 @@ from tests.conftest import TINY, embed
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = sorted((Path(__file__).parents[1] / "configs" / "overlays").glob("*.yaml"))
+# These need a teacher, or larger images, and run in test_distillation.py and test_progressive.py.
+RUN_ELSEWHERE = ("distill", "progressive")
 FAST = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
 FAST += [
     "--trainer.accelerator=cpu",
@@ -57,7 +59,7 @@ def test_a_header_says_command_hardware_and_result(config):
     assert "Result:" in text
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", [p for p in OVERLAYS if p.stem not in RUN_ELSEWHERE], ids=lambda path: path.stem)
 def test_every_overlay_goes_over_another_config(vitcls, overlay, tiny_vit, colours, tmp_path):
     text = overlay.read_text()
     assert f"--config configs/imagefolder.yaml --config configs/overlays/{overlay.name}" in text

@@ -198,3 +198,9 @@ def test_features_are_of_evaluation_mode_and_leave_the_mode_alone(tiny_vit, colo
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.features(pixels), model.features(pixels))
     assert all(module.training for module in model.network.modules())
+
+
+def test_a_teacher_needs_the_images(refuses, fit_words, vitcls, tmp_path):
+    assert vitcls(*fit_words, "--run_name=teacher")[0] == 0
+    words = [*fit_words, *HEAD, "--data.feature_views=1", "--model.distill.teacher", tmp_path / "runs" / "teacher"]
+    assert "A teacher (--model.distill) looks at the images of each epoch" in refuses(*words)

@@ -18,7 +18,7 @@ LAYERS = (
     ("vitcls.models",),
     ("vitcls.callbacks",),
     ("vitcls.records", "vitcls.wording", "vitcls.trainer_options"),
-    ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.bench"),
+    ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.soup", "vitcls.bench"),
     ("vitcls.__main__",),
 )
 

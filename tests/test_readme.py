@@ -11,9 +11,10 @@ from vitcls.__main__ import VERBS
 from vitcls.bench.command import parse as parse_bench
 from vitcls.check.command import CheckCLI
 from vitcls.cli import VitclsCLI
+from vitcls.soup.command import soup_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "configs").glob("*.yaml"))]
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "configs").rglob("*.yaml"))]
 COMMAND = re.compile(rf"python -m vitcls ((?:{'|'.join(VERBS)}) .+?)(?:`|$)", re.MULTILINE)
 
 
@@ -62,6 +63,8 @@ def test_every_command_of_the_documents_is_understood(parser, command):
         if words[0] == "check":
             with contextlib.suppress(StopIteration):
                 CheckParser(words[1:])
+        elif words[0] == "soup":
+            soup_parser().parse_args(words[1:])
         else:
             parser.parse_args(words)
     except ArgumentError as error:

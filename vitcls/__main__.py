@@ -18,6 +18,7 @@ VERBS = {
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
+    "soup": "average the weights of several runs of one network, as far as it validates better",
     "bench": "measure here how fast images are loaded, what rows cost in memory and what check costs",
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
@@ -90,6 +91,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.bench.command import run_bench
 
         return run_bench
+    if verb == "soup":
+        from vitcls.soup.command import run_soup
+
+        return run_soup
     from vitcls.cli import run_verb
 
     return run_verb

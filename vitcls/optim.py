@@ -98,7 +98,8 @@ def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mappi
         raise UserError(
             f"The interrupted training had its weights in {len(then)} groups of learning rate and weight decay "
             f"({then}), this one has {len(now)} ({now}), so the optimiser's state does not fit: resume with "
-            "--model.head_lr and --model.layer_decay as they were, or start a new run from its weights."
+            "--model.head_lr and --model.layer_decay as they were (and --model.distill.features), or start a new run "
+            "from its weights."
         )
 
 

@@ -1,21 +1,24 @@
 """What happens around the steps: checkpoints, the record of a run, interruption, prediction files."""
 
-from vitcls.callbacks.averaging import AveragedWeights
+from vitcls.callbacks.averaging import AveragedEpochs, AveragedWeights
 from vitcls.callbacks.bad_images import BadImageCount
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import GracefulInterrupt
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
+from vitcls.callbacks.progressive import ProgressiveSize
 from vitcls.callbacks.resume import ConfiguredPatience
 from vitcls.callbacks.waiting import DataWait
 
 __all__ = [
+    "AveragedEpochs",
     "AveragedWeights",
     "BadImageCount",
     "ConfiguredPatience",
     "DataWait",
     "GracefulInterrupt",
     "PredictionWriter",
+    "ProgressiveSize",
     "RunCheckpoint",
     "check_monitors",
 ]

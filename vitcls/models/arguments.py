@@ -82,6 +82,16 @@ def check_network(
         raise UserError(f"--model.train {train} and --model.adapter exclude each other; set one of them to null.")
 
 
+def check_layers(layers: int | None, architecture: dict[str, Any] | None) -> None:
+    """Refuse to keep no block, or some of a network that has no checkpoint."""
+    check_range("model.layers", layers, layers is None or layers >= 1, "at least 1")
+    if architecture is not None and layers is not None:
+        raise UserError(
+            "--model.layers keeps blocks of a --model.checkpoint; an --model.architecture says how many it has by its "
+            "field num_hidden_layers."
+        )
+
+
 def check_thresholds(thresholds: dict[str, float] | None, task: Task) -> None:
     """Refuse thresholds that are no probabilities, or where the best class is taken anyway."""
     if thresholds and task == "multiclass":

@@ -16,6 +16,7 @@ from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import (
     check_freezing,
     check_last_blocks,
+    check_layers,
     check_network,
     check_numbers,
     check_rates,
@@ -23,8 +24,9 @@ from vitcls.models.arguments import (
     check_threshold_names,
     check_thresholds,
 )
-from vitcls.models.head_input import head_input, head_of
-from vitcls.models.input_size import fit_to_size
+from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
+from vitcls.models.features import features_of, head_of, inputs_of_head
+from vitcls.models.input_size import at_size, fit_to_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
@@ -46,6 +48,7 @@ from vitcls.optim import (
     OptimizerFactory,
     Schedule,
     check_same_groups,
+    parameter_groups,
 )
 from vitcls.runs import RECORD
 from vitcls.types import Batch, Predictions, Task
@@ -68,6 +71,8 @@ class ViTClassifier(OptimisedModule):
         revision: of the Hub repository.
         architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
+        layers: of the checkpoint's blocks, how many are kept, the first ones; a small student of a distillation that
+            does not start from nothing (Sajjad et al. 2020, arXiv:2004.03844, section 3.1). Not given: all.
         adapter: LoRA or another method; not given: no adapter.
         train: without an adapter, what is trained: `all` weights, the `head` only, or the head and every `bias`
             (BitFit, Ben Zaken et al. 2021, arXiv:2106.10199).
@@ -93,6 +98,7 @@ class ViTClassifier(OptimisedModule):
         optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
             `weight_decay`.
         loss: what training minimises, where it is not the plain loss of the task.
+        distill: a larger classifier to learn from, besides the labels; none where it is not given.
         task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
             number of them, or none (sigmoid, binary cross entropy, mean average precision).
         thresholds: multilabel: of the probability from which predict says that a class is there, by the
@@ -108,6 +114,7 @@ class ViTClassifier(OptimisedModule):
         checkpoint: str | None = None,
         revision: str | None = None,
         architecture: dict[str, Any] | None = None,
+        layers: int | None = None,
         adapter: LoRA | None = None,
         train: Literal["all", "head", "bias"] = "all",
         last_blocks: int | None = None,
@@ -124,6 +131,7 @@ class ViTClassifier(OptimisedModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         loss: Loss | None = None,
+        distill: Distill | None = None,
         task: Task = "multiclass",
         thresholds: dict[str, float] | None = None,
         labels: list[str] | None = None,
@@ -132,6 +140,7 @@ class ViTClassifier(OptimisedModule):
     ) -> None:
         super().__init__()
         check_network(checkpoint, architecture, adapter, train, image_size)
+        check_layers(layers, architecture)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
         check_rates(head_lr, layer_decay, adapter, train)
         check_freezing(freeze_epochs, train)
@@ -140,11 +149,16 @@ class ViTClassifier(OptimisedModule):
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
-        for name, given in (("adapter", adapter), ("loss", loss)):
+        for name, given in (("adapter", adapter), ("loss", loss), ("distill", distill)):
             if is_dataclass(given):  # checkpoints are read with weights_only=True: plain values only
                 self.hparams[name] = asdict(given)
         self._loss = Loss(**loss) if isinstance(loss, dict) else loss or Loss()
         check_loss(self._loss, task)
+        self._distill = Distill(**distill) if isinstance(distill, dict) else distill
+        if self._distill is not None:
+            check_distill(self._distill)
+        self._distilling: Distilling | None = None
+        self.train_size: int | None = None  # side of the training images where a callback makes them smaller
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
         self._optimizer_factory = optimizer
         freezes = adapter is not None or train != "all" or last_blocks is not None
@@ -208,6 +222,8 @@ class ViTClassifier(OptimisedModule):
             self._frozen_digest = frozen_digest(self.network)
         if self._is_fitting():
             self._training_loss = self._loss_of_training_data(len(labels))
+            if self._distill is not None:
+                self._distilling = distilling(self._distill, self, labels)
         self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(self.task, len(labels), stage) for stage in STAGES})
 
     def _loss_of_training_data(self, classes: int) -> TrainingLoss:
@@ -246,7 +262,7 @@ class ViTClassifier(OptimisedModule):
         checkpoint = self.hparams["checkpoint"]
         if checkpoint is None:
             return from_architecture(self.hparams["architecture"], labels, self.task)
-        network = from_checkpoint(checkpoint, self.hparams["revision"], labels, self.task)
+        network = from_checkpoint(checkpoint, self.hparams["revision"], labels, self.task, self.hparams["layers"])
         if self.hparams["image_size"] is not None:
             fit_to_size(network, self.hparams["image_size"])
         if self._lora is not None:
@@ -263,7 +279,8 @@ class ViTClassifier(OptimisedModule):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) float -> logits (B, K) float."""
-        return self.network(pixel_values=pixel_values).logits
+        words = size_words(self.network, pixel_values.shape[-1]) if self.train_size is not None else {}
+        return self.network(pixel_values=pixel_values, **words).logits
 
     def _logits(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S), or features (B, F) -> (B, K) float32; of V views, those of their mean probabilities."""
@@ -283,11 +300,16 @@ class ViTClassifier(OptimisedModule):
             (B, F) or (B, V, F) float.
 
         Raises:
-            UserError: the head is not the last thing in the network, or there are two.
+            UserError: the head is not the last thing in the network, there are two, or there is a teacher.
         """
+        if self._distilling is not None:
+            raise UserError(
+                "A teacher (--model.distill) looks at the images of each epoch, and --data.feature_views computes "
+                "features once; leave one of the two out."
+            )
         images = pixel_values.flatten(0, -4)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            return head_input(self.network, images).unflatten(0, pixel_values.shape[:-3])
+            return features_of(self.network, images).unflatten(0, pixel_values.shape[:-3])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, weighed for its accumulation window."""
@@ -317,12 +339,29 @@ class ViTClassifier(OptimisedModule):
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
         loss = torch.zeros(())
         if len(labels):  # else every image of an evaluation batch was left out
-            logits = self._logits(batch["pixel_values"])
-            loss = self._training_loss(logits, labels) if stage == "train" else loss_of(self.task, logits, labels)
+            logits, loss = self._learn(batch) if stage == "train" else self._judge(batch)
             metrics.update(loss, *measured(self.task, logits, labels))
         self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
         self.log_dict(metrics.figures, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss
+
+    def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits (B, K) of images, and their plain loss."""
+        logits = self._logits(batch["pixel_values"])
+        return logits, loss_of(self.task, logits, batch["labels"])
+
+    def _learn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits (B, K) of training images, and the loss to learn from."""
+        pixels = batch["pixel_values"]
+        if self._distilling is None:
+            logits = self._logits(at_size(pixels, self.train_size))
+            return logits, self._training_loss(logits, batch["labels"])
+        with inputs_of_head(self.network) as features:
+            logits = self._logits(at_size(pixels, self.train_size))
+        loss, parts = self._distilling(self._training_loss(logits, batch["labels"]), logits, features[0], pixels)
+        named = {f"train/{name}": part for name, part in parts.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
+        return logits, loss
 
     def on_validation_epoch_end(self) -> None:
         """Keep the figures of each label."""
@@ -339,9 +378,17 @@ class ViTClassifier(OptimisedModule):
             self.figures_of_labels[stage] = figures
 
     def on_fit_start(self) -> None:
-        """Say how much of the network trains."""
+        """Say how much of the network trains; let the teacher come along."""
+        if self._distilling is not None:
+            self._distilling.teacher.to(self.device, next(self.network.parameters()).dtype)
         trainable, total = self.parameter_counts()
         log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super()._parameter_groups()
+        if self._distilling is not None:  # of the teacher, nothing; the projection of features
+            groups += parameter_groups(self._distilling, self.hparams["lr"], self.hparams["weight_decay"])
+        return groups
 
     # -- keeping ----------------------------------------------------------------------------
 
@@ -367,6 +414,11 @@ class ViTClassifier(OptimisedModule):
             UserError: the checkpoint is not of vitcls, the frozen weights differ, or the groups of a resume do.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
+        if self._is_fitting() and "optimizer_states" not in checkpoint:
+            raise UserError(
+                "The checkpoint holds weights alone, so its training cannot be resumed (a soup has none); start a new "
+                "one from the folder model/ beside it, with --model.checkpoint."
+            )
         if self._is_fitting() and checkpoint.get("optimizer_states"):
             check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
@@ -387,6 +439,8 @@ class ViTClassifier(OptimisedModule):
             ) from error
 
     def _load(self, state_dict: Any, strict: bool, assign: bool) -> Any:
+        if self._distilling is None:  # only training projects features
+            state_dict = {name: value for name, value in state_dict.items() if not name.startswith("_distilling.")}
         if not self._keeps_trained_only:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         check_trained_part(self, state_dict)

@@ -49,7 +49,9 @@ def labels_of_config(config: PretrainedConfig) -> list[str] | None:
     return None if names == unnamed else names
 
 
-def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str], task: Task = "multiclass") -> Any:
+def from_checkpoint(
+    checkpoint: str, revision: str | None, labels: list[str], task: Task = "multiclass", layers: int | None = None
+) -> Any:
     """A pretrained network in float32, in training mode, with a head for the labels.
 
     The checkpoint's head is kept where it has the same classes in the same order; otherwise the
@@ -60,13 +62,16 @@ def from_checkpoint(checkpoint: str, revision: str | None, labels: list[str], ta
         revision: of the Hub repository.
         labels: class names in output order.
         task: written into the configuration, where transformers' pipeline reads it.
+        layers: how many of its blocks are kept, the first ones; None: all.
 
     Raises:
-        UserError: it cannot be had, is no image classifier, or lacks weights of its backbone.
+        UserError: it cannot be had, is no image classifier, lacks weights of its backbone, or has fewer blocks.
     """
     config = load_config(checkpoint, revision)
     same_classes = labels_of_config(config) == labels
     _set_labels(config, labels, task)
+    if layers is not None:
+        config = _with_layers(config, layers)
     with explained(checkpoint), quiet_transformers():
         network, report = AutoModelForImageClassification.from_pretrained(
             place_of(checkpoint),
@@ -189,9 +194,14 @@ def hold_frozen_statistics(network: nn.Module, hold: bool = True) -> None:
         network: whose batch norms.
         hold: not: back into training mode.
     """
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
-            module.train(not hold)
+    for norm in batch_norms(network):
+        norm.train(not hold)
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The layers that keep averages of what goes through them."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def drop_gradients_below_head(network: nn.Module) -> None:
@@ -240,6 +250,22 @@ def _set_labels(config: PretrainedConfig, labels: list[str], task: Task) -> None
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = "multi_label_classification" if task == "multilabel" else None  # None: one class, softmax
+
+
+def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same with the first `layers` blocks."""
+    has = None if hasattr(config, "depths") else getattr(config, "num_hidden_layers", None)
+    if has is None:
+        raise UserError(
+            f"--model.layers keeps the first of equal blocks, which a network of type {config.model_type!r} does not "
+            "have (ViT, DeiT, BEiT and DINOv2 do); leave it out."
+        )
+    if layers > has:
+        raise UserError(f"--model.layers is {layers}, but the checkpoint has {has} blocks; give at most {has}.")
+    fields = config.to_dict()
+    for name in ("stage_names", "out_features", "out_indices"):  # of backbones, which name the last block
+        fields.pop(name, None)
+    return type(config).from_dict({**fields, "num_hidden_layers": layers})
 
 
 def _check_backbone_is_whole(network: Any, report: dict[str, Any], checkpoint: str) -> None:
