@@ -51,7 +51,7 @@ def test_a_resume_before_or_after_the_epoch_is_bit_for_bit(vitcls, fit_words, tm
     torch.testing.assert_close(whole["state_dict"], parts["state_dict"], rtol=0, atol=0)
 
 
-def test_statistics_of_batch_norms_wait_too(vitcls, fit_words, tmp_path):
+def test_statistics_of_batch_norms_wait_too(vitcls, fit_words, tmp_path, keeps_sigint):
     resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
     image = {"size": 32, "resize_to": 32, "resize": "squash", "interpolation": "bilinear"}
     image |= {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -63,6 +63,14 @@ def test_statistics_of_batch_norms_wait_too(vitcls, fit_words, tmp_path):
     first, last, next_one = (load(tmp_path / "trail" / f"step{step}.pt") for step in (1, 8, 9))
     assert changed(first, last) == {"network.classifier.1.weight", "network.classifier.1.bias"}
     assert any(name.endswith("running_mean") for name in changed(last, next_one))
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 6}}  # inside an epoch
+    (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [interrupt]}}))
+    words = [*words, *PLAIN, "--config", file, "--run_name=parts"]
+    assert vitcls(*words, "--config", tmp_path / "interrupt.yaml")[0] == 130
+    words = ["fit", "--ckpt_path", tmp_path / "runs" / "parts", "--trainer.callbacks=null"]
+    assert vitcls(*words, *trail(tmp_path / "resumed"))[0] == 0
+    resumed = load(tmp_path / "resumed" / "step8.pt")
+    assert changed(first, resumed) == {"network.classifier.1.weight", "network.classifier.1.bias"}
 
 
 @pytest.mark.parametrize(

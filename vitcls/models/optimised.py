@@ -45,6 +45,7 @@ class OptimisedModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start with an empty window, at the configured rates also after a resume."""
+        self._hold_frozen_epochs()  # Lightning does not call on_train_epoch_start where a resume is inside of an epoch
         loader = self.trainer.train_dataloader
         self._window = AccumulationWindow(getattr(loader, "batch_size", None) or 1)
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
@@ -52,6 +53,9 @@ class OptimisedModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Hold what is frozen in the first epochs as it is."""
+        self._hold_frozen_epochs()
+
+    def _hold_frozen_epochs(self) -> None:
         if self.hparams["freeze_epochs"] and not self._keeps_trained_only:
             hold_frozen_statistics(self.network, self.current_epoch < self.hparams["freeze_epochs"])
 
