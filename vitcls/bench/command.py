@@ -1,8 +1,9 @@
-"""`python -m vitcls bench`: measures parts of the way of the data, on this machine.
+"""`python -m vitcls bench`: measures parts of the way of the data and the training, on this machine.
 
 data    images a second of one thread, by a published example's way of loading and by ours
 memory  what the metadata of many rows costs the main process and each that decodes
 check   what reading images for `check` costs, against decoding them alone
+train   images a second of `fit`, against a bare PyTorch loop
 """
 
 import json
@@ -16,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from vitcls.bench.checking import bench_check, check_parser
 from vitcls.bench.memory import bench_memory, memory_parser
 from vitcls.bench.speeds import bench_data, data_parser
+from vitcls.bench.training import bench_train, train_parser
 from vitcls.errors import UserError, check_range, suggestion
 from vitcls.wording import parsed
 
@@ -29,6 +31,7 @@ MEASURED = {
     "data": _Bench(data_parser, bench_data),
     "memory": _Bench(memory_parser, bench_memory),
     "check": _Bench(check_parser, bench_check),
+    "train": _Bench(train_parser, bench_train),
 }
 _COUNTS = ("images", "rounds", "size")
 

@@ -278,7 +278,7 @@ class ViTClassifier(OptimisedModule):
         return predictions_of(self.task, logits, thresholds, batch)
 
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
-        """The loss (mean over B) of a batch, logged with the metrics of its stage."""
+        """The loss (mean over B) of a batch, taken into the figures of its stage."""
         labels = batch["labels"]
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
         loss = torch.zeros(())
@@ -286,17 +286,27 @@ class ViTClassifier(OptimisedModule):
             logits = self._logits(batch["pixel_values"])
             loss = self._training_loss(logits, labels) if stage == "train" else loss_of(self.task, logits, labels)
             metrics.update(loss, *measured(self.task, logits, labels))
-        self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
-        self.log_dict(metrics.figures, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        """Log the figures."""
+        self._log_figures("train")
+
     def on_validation_epoch_end(self) -> None:
-        """Keep the figures of each label."""
+        """Log the figures and keep those of each label."""
+        self._log_figures("val")
         self._keep_figures_of_labels("val")
 
     def on_test_epoch_end(self) -> None:
-        """Keep the figures of each label."""
+        """Log the figures and keep those of each label."""
+        self._log_figures("test")
         self._keep_figures_of_labels("test")
+
+    def _log_figures(self, stage: str) -> None:
+        # Once for an epoch: Lightning takes as long over logging four metrics as a small ViT over a forward pass.
+        metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
+        self.log(f"{stage}/loss", metrics.loss)
+        self.log_dict(metrics.figures, prog_bar=stage != "train")
 
     def _keep_figures_of_labels(self, stage: str) -> None:
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
