@@ -228,7 +228,9 @@ def test_mistakes_are_sentences(refuses, words, part):
     assert part in refuses("bench", *words)
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["data", "--help"], ["memory", "--help"], ["check", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["data", "--help"], ["memory", "--help"], ["check", "--help"], ["train", "--help"]]
+)
 def test_help_names_what_can_be_measured(vitcls, words):
     status, out, _ = vitcls("bench", *words)
     assert status == 0

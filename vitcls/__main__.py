@@ -17,7 +17,7 @@ VERBS = {
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
-    "bench": "measure here how fast images are loaded, what rows cost in memory and what check costs",
+    "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from vitcls import records, runs
-from vitcls.callbacks import BadImageCount, PredictionWriter, RunCheckpoint, check_monitors
+from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import TRAINING, SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
@@ -192,6 +192,7 @@ class VitclsCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
+        callbacks.append(MemoryAdvice())
         if self.subcommand != "predict":
             callbacks.append(BadImageCount())
         else:
@@ -279,6 +280,8 @@ def run_verb(words: list[str]) -> int:
         VitclsCLI(words, claimed)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(" ".join(getattr(error, "__notes__", [str(error)])), of_one_process=True) from error
     except SystemExit as error:
         if error.code:  # how Lightning ends after Ctrl-C; --help and --print_config end with 0
             raise KeyboardInterrupt from error

@@ -27,7 +27,7 @@ from vitcls.models.tasks import loss_of
 from vitcls.records import restore_history
 from vitcls.trainer_options import fit_callbacks, run_loggers, with_progress_bar
 
-# Measured where no network is named, that of configs/digits.yaml: its steps are short, so what is done around them shows.
+# Measured where no network is named, that of configs/digits.yaml: its short steps show what is done around them.
 SMALL = {"model_type": "vit", "image_size": 16, "patch_size": 4, "hidden_size": 96, "num_hidden_layers": 4}
 SMALL |= {"num_attention_heads": 4, "intermediate_size": 192}
 _LIBRARIES = ("lightning", "transformers", "peft")
@@ -110,8 +110,9 @@ def time_training(model: ViTClassifier, options: Namespace, run: Path) -> Traini
     own: list[Callback] = [BadImageCount(), rounds]
     callbacks = with_progress_bar([], shown=True)
     callbacks += fit_callbacks([], run, [RunCheckpoint(MONITOR[model.task])])
+    defaults: dict[str, Any] = {**TRAINER_DEFAULTS, "default_root_dir": str(run)}
     trainer = Trainer(
-        **{**TRAINER_DEFAULTS, "default_root_dir": str(run)},
+        **defaults,
         max_epochs=options.rounds + 1,
         precision=options.precision,
         logger=run_loggers(None, run, 0),

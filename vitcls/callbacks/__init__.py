@@ -4,6 +4,7 @@ from vitcls.callbacks.averaging import AveragedWeights
 from vitcls.callbacks.bad_images import BadImageCount
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import GracefulInterrupt
+from vitcls.callbacks.memory import MemoryAdvice
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
 from vitcls.callbacks.resume import ConfiguredPatience
@@ -15,6 +16,7 @@ __all__ = [
     "ConfiguredPatience",
     "DataWait",
     "GracefulInterrupt",
+    "MemoryAdvice",
     "PredictionWriter",
     "RunCheckpoint",
     "check_monitors",

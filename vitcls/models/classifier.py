@@ -25,6 +25,7 @@ from vitcls.models.arguments import (
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
+from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
 from vitcls.models.network import (
     explained,
     from_architecture,
@@ -95,6 +96,12 @@ class ViTClassifier(OptimisedModule):
         image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
         image_size: side of the input in pixels, where the checkpoint is to take larger or smaller images than
             it was trained on; its position embeddings are interpolated. Costs time with its square.
+        gradient_checkpointing: keeps only what goes into each block and computes the rest again for the gradients:
+            much less memory, about a quarter more time.
+        base_precision: of weights that are frozen as a whole below lora, rslora, dora or a trained head: `bfloat16`
+            halves their memory while they are worked with. Files hold float32, as without.
+        compile: translates the network with torch.compile before the first step; true, or the name of a backend.
+            Needs a C++ compiler. Takes a minute or more, which pays on a GPU and in long trainings.
     """
 
     def __init__(
@@ -122,6 +129,9 @@ class ViTClassifier(OptimisedModule):
         labels: list[str] | None = None,
         image: dict[str, Any] | None = None,
         image_size: int | None = None,
+        gradient_checkpointing: bool = False,
+        base_precision: Literal["float32", "bfloat16"] = "float32",
+        compile: bool | str = False,  # noqa: A002 - torch's own word for it
     ) -> None:
         super().__init__()
         check_network(checkpoint, architecture, adapter, train, image_size)
@@ -138,6 +148,7 @@ class ViTClassifier(OptimisedModule):
         self._loss = Loss(**loss) if isinstance(loss, dict) else loss or Loss()
         check_loss(self._loss, task)
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
+        check_memory(gradient_checkpointing, base_precision, train, self._lora.method if self._lora else None)
         self._optimizer_factory = optimizer
         self._keeps_trained_only = checkpoint is not None and (adapter is not None or train != "all")
         self._frozen_digest = ""
@@ -192,9 +203,20 @@ class ViTClassifier(OptimisedModule):
             self.network = self._build(labels)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
+        self._economise()
         if self._is_fitting():
             self._training_loss = self._loss_of_training_data(len(labels))
         self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(self.task, len(labels), stage) for stage in STAGES})
+
+    def _economise(self) -> None:
+        """As the memory options say; a network that is loaded without a Trainer, for its files, stays in float32."""
+        if self.hparams["base_precision"] == "bfloat16" and self._trainer is not None:
+            lower_base(self.network)
+        if self._is_fitting():
+            if self.hparams["gradient_checkpointing"]:
+                recompute_activations(self.network)
+            if self.hparams["compile"]:
+                compile_network(self.network, self.hparams["compile"])
 
     def _loss_of_training_data(self, classes: int) -> TrainingLoss:
         train = cast(Any, self.trainer).datamodule.splits["train"]
