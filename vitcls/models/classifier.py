@@ -85,8 +85,8 @@ class ViTClassifier(OptimisedModule):
         label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
             arXiv:1512.00567, section 7), in [0, 1); multilabel: over the yes and no of each class.
             Validation and test measure the plain loss.
-        optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
-            `weight_decay`.
+        optimizer: another optimiser than AdamW, by class path, such as `torch.optim.SGD` or
+            `torch.optim.Adafactor`; rate and decay stay `lr` and `weight_decay`.
         loss: what training minimises, where it is not the plain loss of the task.
         task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
             number of them, or none (sigmoid, binary cross entropy, mean average precision).
