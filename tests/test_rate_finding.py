@@ -53,7 +53,7 @@ def test_a_loss_that_does_not_fall_has_none(losses):
 
 
 def test_several_processes_are_refused():
-    with pytest.raises(UserError, match="find the rate with --trainer.devices 1"):
+    with pytest.raises(UserError, match=r"find the rate with --trainer\.devices 1"):
         find_rate(None, None, SimpleNamespace(world_size=2), None)
 
 
