@@ -9,8 +9,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import draw_split, embed
+from vitcls.__main__ import main
+from vitcls.bench import training
 from vitcls.bench.checking import Checking, time_checking
 from vitcls.bench.loading import Difference, Timing, _difference, _timing, readable_photos
 from vitcls.bench.memory import memory_of
@@ -157,9 +160,54 @@ def test_both_ways_read_every_image_in_turn(colours, monkeypatch):
     assert found == Checking(decoding=2.5, checking=7.0, ratio=2.5)
 
 
+NETWORKS = {
+    "small": [],
+    "lora": ["--model.adapter.r=2", "--precision=bf16-mixed"],
+    "multilabel": ["--model.task=multilabel"],
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_speed_of_training_is_told_and_written(vitcls, tiny_vit, tmp_path, network):
+    words = ["--batches=2", "--batch_size=3", "--rounds=3", *NETWORKS[network], "--output", tmp_path / "b.json"]
+    if network == "lora":
+        words += ["--model.checkpoint", tiny_vit]
+    status, out, err = vitcls("bench", "train", *words)
+    assert status == 0, err
+    assert "│ bare loop │" in out
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert {"lightning", "transformers", "torch", "processor"} <= report["machine"].keys()
+    assert report["trainable"] == {"small": 306_730, "lora": 842, "multilabel": 306_730}[network]
+    assert len(report["fit"]) == len(report["bare"]) == 3
+    ratios = sorted(fit / bare for fit, bare in zip(report["fit"], report["bare"], strict=True))
+    assert report["ratio"] == ratios[1]
+
+
+def test_the_bare_loop_takes_the_steps_of_fit(monkeypatch):
+    """Without warm-up, decay and schedule both end at the same weights: as much is done in both."""
+    ends = []
+    loop = training.bare_loop
+
+    def keeping(model, trainer):
+        epoch = loop(model, trainer)
+        cells = dict(zip(epoch.__code__.co_freevars, (c.cell_contents for c in epoch.__closure__), strict=True))
+        ends.append((model.network, cells["network"]))
+        return epoch
+
+    monkeypatch.setattr(training, "bare_loop", keeping)
+    plain = ["--model.warmup_fraction=0", "--model.schedule=constant", "--model.weight_decay=0", "--model.lr=0.01"]
+    assert main(["bench", "train", "--batches=2", "--batch_size=3", "--rounds=1", *plain]) == 0
+    ((fitted, bare),) = ends
+    for one, other in zip(fitted.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["train", "--precision=16"], "--precision is '16'; it must be 32-true or bf16-mixed."),
+        (["train", "--batches=0"], "--batches is 0; it must be at least 1."),
+        (["train", "--model.checkpiont=x"], "did you mean --model.checkpoint?"),
         (["dta"], "did you mean 'data'?"),
         (["memry"], "did you mean 'memory'?"),
         (["memory", "--rows=10"], "--rows is 10; it must be at least 1000."),
@@ -180,7 +228,9 @@ def test_mistakes_are_sentences(refuses, words, part):
     assert part in refuses("bench", *words)
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["data", "--help"], ["memory", "--help"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["data", "--help"], ["memory", "--help"], ["check", "--help"], ["train", "--help"]]
+)
 def test_help_names_what_can_be_measured(vitcls, words):
     status, out, _ = vitcls("bench", *words)
     assert status == 0

@@ -127,6 +127,27 @@ def test_the_head_of_an_adapted_network_has_its_rate():
     assert len(head) == 2
 
 
+def test_the_matrices_b_have_a_rate_of_their_own():
+    """LoRA+: B's is `b_lr_ratio` times A's; the head keeps its own."""
+    network = add_lora(NETWORKS["vit"](), LoRA(r=2, bias="all"), ["classifier"])
+    groups = parameter_groups(network, 0.1, 0.2, rates_of_layers(network, 0.1, 0.7, 1, b_lr_ratio=16))
+    name_of = {id(p): n for n, p in network.named_parameters()}
+    rates = {name_of[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert {rate for name, rate in rates.items() if ".lora_B." in name} == {1.6}
+    assert {rate for name, rate in rates.items() if ".lora_A." in name} == {0.1}
+    assert {rate for name, rate in rates.items() if "classifier" in name} == {0.7}
+    assert sum(".lora_B." in name for name in rates) == 2 * 3
+
+
+def test_a_fit_and_its_resume_have_the_rates_of_lora_plus(vitcls, fit_words, tmp_path):
+    words = ["--model.lr=0.01", "--model.adapter.r=2", "--model.adapter.b_lr_ratio=16", "--model.schedule=constant"]
+    assert vitcls(*fit_words, *words, "--trainer.max_epochs=1")[0] == 0
+    run = tmp_path / "runs" / "run"
+    assert sorted(set(rates_in(run / "last.ckpt"))) == pytest.approx([0.01, 0.16])
+    assert vitcls("fit", "--ckpt_path", run, "--trainer.max_epochs=2", "--model.adapter.b_lr_ratio=4")[0] == 0
+    assert sorted(set(rates_in(run / "last.ckpt"))) == pytest.approx([0.01, 0.04])
+
+
 def test_a_network_whose_depth_cannot_be_told_is_refused():
     with torch.device("meta"):
         network = EfficientNetForImageClassification(EfficientNetConfig())
@@ -140,6 +161,8 @@ def test_a_network_whose_depth_cannot_be_told_is_refused():
         (["--model.layer_decay=0.5", "--model.adapter.r=2"], "but --model.adapter freezes the layers"),
         (["--model.layer_decay=0.5", "--model.train=head"], "but --model.train head freezes the layers"),
         (["--model.layer_decay=0"], "--model.layer_decay is 0.0; it must be above 0 and at most 1"),
+        (["--model.adapter.b_lr_ratio=0.5"], "--model.adapter.b_lr_ratio is 0.5; it must be at least 1"),
+        (["--model.adapter.b_lr_ratio=4", "--model.adapter.method=ia3"], "the method ia3 has no matrices A and B"),
         (["--model.head_lr=0"], "--model.head_lr is 0.0; it must be above 0"),
         (["--model.head_lr=1", "--model.train=head"], "set --model.head_lr to null"),
     ],

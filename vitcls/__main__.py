@@ -19,7 +19,7 @@ VERBS = {
     "predict": "classify image files, one row of a CSV for each",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
-    "bench": "measure here how fast images are loaded, what rows cost in memory and what check costs",
+    "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback

@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from vitcls import records, runs
-from vitcls.callbacks import BadImageCount, PredictionWriter, RunCheckpoint, check_monitors
+from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import TRAINING, SourceChoice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
+from vitcls.rate_finding import find_rate
 from vitcls.trainer_options import (
     as_list,
     check_overfit,
@@ -116,6 +117,12 @@ class VitclsCLI(LightningCLI):
             help="fit: folder of the run below trainer.default_root_dir; one that exists gets a version suffix.",
         )
         parser.add_argument(
+            "--lr_find",
+            type=bool,
+            default=False,
+            help="fit: find model.lr first, by up to 100 steps of a copy; config.yaml gets it, the run folder a plot.",
+        )
+        parser.add_argument(
             "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
         )
 
@@ -145,6 +152,8 @@ class VitclsCLI(LightningCLI):
             _keep_learned(config[verb].model, defaults.get("model", {}))
             _check_task(config[verb].model.task, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
+        if config[verb].lr_find and (verb != "fit" or path is not None):
+            raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
         self.config = config
@@ -192,6 +201,7 @@ class VitclsCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
+        callbacks.append(MemoryAdvice())
         if self.subcommand != "predict":
             callbacks.append(BadImageCount())
         else:
@@ -223,7 +233,11 @@ class VitclsCLI(LightningCLI):
     # -- before and after the verbs -----------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Keep the learning curves of the run that is resumed, and do not repeat its dropout."""
+        """Find the learning rate if asked; keep the curves of a run that is resumed, and do not repeat its dropout."""
+        said = self.config[self.subcommand]
+        if said.lr_find and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            said.model.lr = self.model.hparams["lr"] = find_rate(self.model, self.datamodule, self.trainer, self.run)
+            said.lr_find = False  # config.yaml trains the same model again
         if self.checkpoint is not None:
             torch.manual_seed(int(self.config[self.subcommand].seed_everything) + self._steps_before)
         if self.run is not None and is_first_process():
@@ -279,6 +293,8 @@ def run_verb(words: list[str]) -> int:
         VitclsCLI(words, claimed)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(" ".join(getattr(error, "__notes__", [str(error)])), of_one_process=True) from error
     except SystemExit as error:
         if error.code:  # how Lightning ends after Ctrl-C; --help and --print_config end with 0
             raise KeyboardInterrupt from error

@@ -73,14 +73,42 @@ def build_optimizer(
         weight_decay: what it may repeat, as `model.weight_decay`.
 
     Raises:
-        UserError: the factory was given another rate or decay than the model.
+        UserError: the factory was given another rate or decay than the model, or makes an optimiser that does not
+            take the groups or their rates.
     """
     if factory is None:
         return torch.optim.AdamW(groups)
-    optimizer = factory(groups)
+    try:
+        optimizer = factory(groups)
+    except (TypeError, ValueError) as error:  # Muon takes matrices alone, LBFGS one group
+        raise UserError(f"--model.optimizer cannot step this network: {' '.join(str(error).split())}") from error
+    if optimizer.defaults.get("relative_step"):
+        raise UserError(
+            f"--model.optimizer {type(optimizer).__name__} makes learning rates of its own (relative_step), and "
+            "--model.lr would do nothing; give it relative_step: false, or take torch.optim.Adafactor."
+        )
     _check_one_owner(optimizer, "lr", "--model.lr", lr)
     _check_one_owner(optimizer, "weight_decay", "--model.weight_decay", weight_decay)
     return optimizer
+
+
+def check_clipping(optimizer: Optimizer, clip: float | None, precision: str) -> None:
+    """Refuse to clip gradients that the optimiser itself would unscale, which Lightning does in its first step.
+
+    Args:
+        optimizer: to step.
+        clip: `trainer.gradient_clip_val`.
+        precision: of the trainer.
+
+    Raises:
+        UserError: says what to leave out.
+    """
+    if clip and precision.endswith("mixed") and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise UserError(
+            f"--trainer.gradient_clip_val {clip:g} cannot be had with fused: true of --model.optimizer and "
+            f"--trainer.precision {precision}: a fused optimiser takes the gradients before they are clipped. Leave "
+            "one of the three out; fused: false is the default."
+        )
 
 
 def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
@@ -98,8 +126,8 @@ def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mappi
         raise UserError(
             f"The interrupted training had its weights in {len(then)} groups of learning rate and weight decay "
             f"({then}), this one has {len(now)} ({now}), so the optimiser's state does not fit: resume with "
-            "--model.head_lr and --model.layer_decay as they were (and --model.distill.features), or start a new run "
-            "from its weights."
+            "--model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and --model.distill.features as they "
+            "were, or start a new run from its weights."
         )
 
 

@@ -1,9 +1,10 @@
-"""`python -m vitcls bench`: measures parts of the way of the data, on this machine.
+"""`python -m vitcls bench`: measures parts of the way of the data and the training, on this machine.
 
 data    images a second of one thread, by a published example's way of loading and by ours
 memory  what the metadata of many rows costs the main process and each that decodes
 probe   a head that trains on features computed once, against one that trains on the images of each epoch
 check   what reading images for `check` costs, against decoding them alone
+train   images a second of `fit`, against a bare PyTorch loop
 """
 
 import json
@@ -18,6 +19,7 @@ from vitcls.bench.checking import bench_check, check_parser
 from vitcls.bench.memory import bench_memory, memory_parser
 from vitcls.bench.probing import bench_probe, probe_parser
 from vitcls.bench.speeds import bench_data, data_parser
+from vitcls.bench.training import bench_train, train_parser
 from vitcls.errors import UserError, check_range, suggestion
 from vitcls.wording import parsed
 
@@ -32,6 +34,7 @@ MEASURED = {
     "memory": _Bench(memory_parser, bench_memory),
     "check": _Bench(check_parser, bench_check),
     "probe": _Bench(probe_parser, bench_probe),
+    "train": _Bench(train_parser, bench_train),
 }
 _COUNTS = ("images", "rounds", "size")
 

@@ -14,15 +14,20 @@ from vitcls.data.loaders import usable_cores
 _LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy")
 
 
-def machine() -> dict[str, Any]:
-    """The processor, the cores that may be used, and the versions of what decodes and resizes."""
+def machine(*libraries: str) -> dict[str, Any]:
+    """The processor, the cores that may be used, and the versions of what computes, decodes and resizes.
+
+    Args:
+        libraries: whose versions count besides.
+    """
     return {
         "processor": _processor(),
         "cores": usable_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in _LIBRARIES},
+        **{name: version(name) for name in (*_LIBRARIES, *libraries)},
     }
 
 

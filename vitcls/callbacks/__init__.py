@@ -4,6 +4,7 @@ from vitcls.callbacks.averaging import AveragedEpochs, AveragedWeights
 from vitcls.callbacks.bad_images import BadImageCount
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import GracefulInterrupt
+from vitcls.callbacks.memory import MemoryAdvice
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
 from vitcls.callbacks.progressive import ProgressiveSize
@@ -17,6 +18,7 @@ __all__ = [
     "ConfiguredPatience",
     "DataWait",
     "GracefulInterrupt",
+    "MemoryAdvice",
     "PredictionWriter",
     "ProgressiveSize",
     "RunCheckpoint",

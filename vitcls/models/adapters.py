@@ -52,6 +52,8 @@ class LoRA:
         method: of adapting.
         block_size: side of the rotations of oft (32 where not given) and boft (4); divides the layers' inputs.
         frequencies: of fourierft: learned coefficients of each layer (1000 where not given).
+        b_lr_ratio: of lora, rslora, dora, olora: learning rate of the matrices B over that of A, at least 1. LoRA+
+            (Hayou et al. 2024, arXiv:2402.12354, section 5) takes 16, and a lower `model.lr` than with 1.
     """
 
     r: int = 16
@@ -62,6 +64,7 @@ class LoRA:
     method: MethodName = "lora"
     block_size: int | None = None
     frequencies: int | None = None
+    b_lr_ratio: float = 1.0
 
 
 def add_lora(network: Any, lora: LoRA, head: list[str], revision: str | None = None) -> PeftModel:
@@ -98,7 +101,7 @@ def _check_values(lora: LoRA) -> None:
         )
     has = METHODS[lora.method].fields
     defaults = LoRA()
-    for name in (f.name for f in fields(LoRA) if f.name not in ("method", "targets", *has)):
+    for name in (f.name for f in fields(LoRA) if f.name not in ("method", "targets", "b_lr_ratio", *has)):
         if getattr(lora, name) != getattr(defaults, name):
             raise UserError(
                 f"--model.adapter.{name} is {getattr(lora, name)!r}, but the method {lora.method} has no {name}: "
@@ -109,6 +112,12 @@ def _check_values(lora: LoRA) -> None:
     for name in ("block_size", "frequencies"):
         value = getattr(lora, name)
         check_range(f"model.adapter.{name}", value, value is None or value >= 1, "at least 1")
+    check_range("model.adapter.b_lr_ratio", lora.b_lr_ratio, lora.b_lr_ratio >= 1, "at least 1")
+    if lora.b_lr_ratio != 1 and METHODS[lora.method].config is not METHODS["lora"].config:
+        raise UserError(
+            f"--model.adapter.b_lr_ratio is {lora.b_lr_ratio:g}, but the method {lora.method} has no matrices A and B; "
+            "leave it out."
+        )
     if lora.bias == "lora_only" and METHODS[lora.method].config is not METHODS["lora"].config:
         raise UserError(f"--model.adapter.bias is 'lora_only', but the method {lora.method} has 'none' and 'all' only.")
 

@@ -30,6 +30,7 @@ from vitcls.models.input_size import at_size, fit_to_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
+from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
 from vitcls.models.network import (
     explained,
     from_architecture,
@@ -95,8 +96,8 @@ class ViTClassifier(OptimisedModule):
         label_smoothing: share of the target spread over all classes in training (Szegedy et al. 2015,
             arXiv:1512.00567, section 7), in [0, 1); multilabel: over the yes and no of each class.
             Validation and test measure the plain loss.
-        optimizer: another optimiser than AdamW, by class path; rate and decay stay `lr` and
-            `weight_decay`.
+        optimizer: another optimiser than AdamW, by class path, such as `torch.optim.SGD` or
+            `torch.optim.Adafactor`; rate and decay stay `lr` and `weight_decay`.
         loss: what training minimises, where it is not the plain loss of the task.
         distill: a larger classifier to learn from, besides the labels; none where it is not given.
         task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
@@ -107,6 +108,12 @@ class ViTClassifier(OptimisedModule):
         image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
         image_size: side of the input in pixels, where the checkpoint is to take larger or smaller images than
             it was trained on; its position embeddings are interpolated. Costs time with its square.
+        gradient_checkpointing: keeps only what goes into each block and computes the rest again for the gradients:
+            much less memory, about a quarter more time.
+        base_precision: of weights that are frozen as a whole below lora, rslora, dora or a trained head: `bfloat16`
+            halves their memory while they are worked with. Files hold float32, as without.
+        compile: translates the network with torch.compile before the first step; true, or the name of a backend.
+            Needs a C++ compiler. Takes a minute or more, which pays on a GPU and in long trainings.
     """
 
     def __init__(
@@ -137,6 +144,9 @@ class ViTClassifier(OptimisedModule):
         labels: list[str] | None = None,
         image: dict[str, Any] | None = None,
         image_size: int | None = None,
+        gradient_checkpointing: bool = False,
+        base_precision: Literal["float32", "bfloat16"] = "float32",
+        compile: bool | str = False,  # noqa: A002 - torch's own word for it
     ) -> None:
         super().__init__()
         check_network(checkpoint, architecture, adapter, train, image_size)
@@ -160,6 +170,7 @@ class ViTClassifier(OptimisedModule):
         self._distilling: Distilling | None = None
         self.train_size: int | None = None  # side of the training images where a callback makes them smaller
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
+        check_memory(gradient_checkpointing, base_precision, train, self._lora.method if self._lora else None)
         self._optimizer_factory = optimizer
         freezes = adapter is not None or train != "all" or last_blocks is not None
         self._keeps_trained_only = checkpoint is not None and freezes
@@ -220,11 +231,22 @@ class ViTClassifier(OptimisedModule):
             self.network = self._build(labels)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
+        self._economise()
         if self._is_fitting():
             self._training_loss = self._loss_of_training_data(len(labels))
             if self._distill is not None:
                 self._distilling = distilling(self._distill, self, labels)
         self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(self.task, len(labels), stage) for stage in STAGES})
+
+    def _economise(self) -> None:
+        """As the memory options say; a network that is loaded without a Trainer, for its files, stays in float32."""
+        if self.hparams["base_precision"] == "bfloat16" and self._trainer is not None:
+            lower_base(self.network)
+        if self._is_fitting():
+            if self.hparams["gradient_checkpointing"]:
+                recompute_activations(self.network)
+            if self.hparams["compile"]:
+                compile_network(self.network, self.hparams["compile"])
 
     def _loss_of_training_data(self, classes: int) -> TrainingLoss:
         train = cast(Any, self.trainer).datamodule.splits["train"]
@@ -334,15 +356,13 @@ class ViTClassifier(OptimisedModule):
         return predictions_of(self.task, logits, thresholds, batch)
 
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
-        """The loss (mean over B) of a batch, logged with the metrics of its stage."""
+        """The loss (mean over B) of a batch, taken into the figures of its stage."""
         labels = batch["labels"]
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
         loss = torch.zeros(())
         if len(labels):  # else every image of an evaluation batch was left out
             logits, loss = self._learn(batch) if stage == "train" else self._judge(batch)
             metrics.update(loss, *measured(self.task, logits, labels))
-        self.log(f"{stage}/loss", metrics.loss, on_step=False, on_epoch=True)
-        self.log_dict(metrics.figures, on_step=False, on_epoch=True, prog_bar=stage != "train")
         return loss
 
     def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -363,13 +383,25 @@ class ViTClassifier(OptimisedModule):
         self.log_dict(named, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
         return logits, loss
 
+    def on_train_epoch_end(self) -> None:
+        """Log the figures."""
+        self._log_figures("train")
+
     def on_validation_epoch_end(self) -> None:
-        """Keep the figures of each label."""
+        """Log the figures and keep those of each label."""
+        self._log_figures("val")
         self._keep_figures_of_labels("val")
 
     def on_test_epoch_end(self) -> None:
-        """Keep the figures of each label."""
+        """Log the figures and keep those of each label."""
+        self._log_figures("test")
         self._keep_figures_of_labels("test")
+
+    def _log_figures(self, stage: str) -> None:
+        # Once for an epoch: Lightning takes as long over logging four metrics as a small ViT over a forward pass.
+        metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
+        self.log(f"{stage}/loss", metrics.loss)
+        self.log_dict(metrics.figures, prog_bar=stage != "train")
 
     def _keep_figures_of_labels(self, stage: str) -> None:
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])

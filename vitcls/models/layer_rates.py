@@ -16,7 +16,9 @@ _BOTTOM = re.compile(r"^(?:embeddings|embedder)\.")
 _TOP = re.compile(r"^(?:layernorm|norm|pooler|shared_position_bias)\.")  # as BEiT: shared tables at the full rate
 
 
-def rates_of_layers(network: nn.Module, lr: float, head_lr: float | None, layer_decay: float) -> dict[str, float]:
+def rates_of_layers(
+    network: nn.Module, lr: float, head_lr: float | None, layer_decay: float, b_lr_ratio: float = 1.0
+) -> dict[str, float]:
     """Peak learning rate of each parameter, by name.
 
     Of L blocks, the rate of block i (from 0) is lr * layer_decay**(L - i), that of the embeddings
@@ -30,6 +32,7 @@ def rates_of_layers(network: nn.Module, lr: float, head_lr: float | None, layer_
         lr: of what follows the last block.
         head_lr: of the head; None: lr.
         layer_decay: above 0, at most 1; 1: the same rate in all layers.
+        b_lr_ratio: rate of LoRA's matrices B over that of A (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
 
     Raises:
         UserError: the order of the network's blocks cannot be told from their names.
@@ -38,6 +41,7 @@ def rates_of_layers(network: nn.Module, lr: float, head_lr: float | None, layer_
     if layer_decay != 1:
         positions, depth = _positions(network, f"--model.layer_decay {layer_decay:g}")
         rates |= {name: lr * layer_decay ** (depth - position) for name, position in positions.items()}
+    rates |= {name: lr * b_lr_ratio for name in rates if ".lora_B." in name}
     if head_lr is not None:
         rates |= dict.fromkeys(parameters_of_head(network), head_lr)
     return rates

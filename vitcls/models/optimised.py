@@ -13,6 +13,7 @@ from vitcls.optim import (
     OptimizerFactory,
     build_optimizer,
     build_schedule,
+    check_clipping,
     keep_configured_rates,
     parameter_groups,
     warmup_steps,
@@ -49,6 +50,7 @@ class OptimisedModule(LightningModule):
         loader = self.trainer.train_dataloader
         self._window = AccumulationWindow(getattr(loader, "batch_size", None) or 1)
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        check_clipping(optimizer, self.trainer.gradient_clip_val, str(self.trainer.precision))  # type: ignore[arg-type]
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
 
     def on_train_epoch_start(self) -> None:
@@ -71,7 +73,8 @@ class OptimisedModule(LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         lr = self.hparams["lr"]
-        rates = rates_of_layers(self.network, lr, self.hparams["head_lr"], self.hparams["layer_decay"])
+        ratio = (self.hparams["adapter"] or {}).get("b_lr_ratio", 1.0)
+        rates = rates_of_layers(self.network, lr, self.hparams["head_lr"], self.hparams["layer_decay"], ratio)
         return parameter_groups(self.network, lr, self.hparams["weight_decay"], rates)
 
     def _total_steps(self) -> int:
