@@ -1,24 +1,25 @@
 """fit, validate, test and predict: LightningCLI, joined with run folders."""
 
 import logging
+import signal
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import TRAINING, SourceChoice
 from vitcls.data.datamodule import ImageDataModule
-from vitcls.errors import UserError
+from vitcls.errors import Interrupted, UserError
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
@@ -134,8 +135,7 @@ class VitclsCLI(LightningCLI):
         _check_model_is_named(verb, config[verb])
         defaults: dict[str, Any] = {}
         if path is not None:
-            self.checkpoint = runs.find_checkpoint(path, verb)
-            content = runs.read_checkpoint(self.checkpoint)
+            self.checkpoint, content = runs.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
             if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
@@ -223,9 +223,7 @@ class VitclsCLI(LightningCLI):
     # -- before and after the verbs -----------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Keep the learning curves of the run that is resumed, and do not repeat its dropout."""
-        if self.checkpoint is not None:
-            torch.manual_seed(int(self.config[self.subcommand].seed_everything) + self._steps_before)
+        """Keep the learning curves of the run that is resumed."""
         if self.run is not None and is_first_process():
             records.restore_history(self.trainer.loggers, self.run, self._steps_before)
 
@@ -272,16 +270,18 @@ def run_verb(words: list[str]) -> int:
 
     Raises:
         UserError: a mistake of the user.
-        KeyboardInterrupt: Ctrl-C, after everything was put in order.
+        KeyboardInterrupt: Ctrl-C or another signal, after everything was put in order.
     """
     claimed: list[Path] = []
     try:
         VitclsCLI(words, claimed)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except SIGTERMException as error:  # how Lightning ends outside training
+        raise Interrupted(signal.SIGTERM) from error
     except SystemExit as error:
-        if error.code:  # how Lightning ends after Ctrl-C; --help and --print_config end with 0
-            raise KeyboardInterrupt from error
+        if error.code:  # how Lightning ends after an interruption; --help and --print_config end with 0
+            raise (error.__context__ if isinstance(error.__context__, Interrupted) else KeyboardInterrupt()) from error
     finally:
         for folder in claimed:
             runs.discard_if_unused(folder)

@@ -33,11 +33,9 @@ def write_start(run: Path, config: str, splits: Mapping[str, Split | StreamedSpl
         splits: by role.
         data: the datamodule's arguments, of which the seed of the splits is kept.
     """
-    runs.keep_aside(run / runs.CONFIG)
-    runs.keep_aside(run / runs.SPLITS)
-    (run / runs.CONFIG).write_text(config, encoding="utf-8")
     record = {"split_seed": data["split_seed"], **{role: split.record() for role, split in splits.items()}}
-    (run / runs.SPLITS).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    runs.write_anew(run / runs.CONFIG, config)
+    runs.write_anew(run / runs.SPLITS, json.dumps(record) + "\n")
 
 
 def check_same_data(run: Path, splits: Mapping[str, Split | StreamedSplit]) -> None:
@@ -186,7 +184,8 @@ def _history(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+        rows = list(csv.DictReader(lines))
+    return [row for row in rows if (row.get("step") or "").isdigit()]  # a killed process may have left half a line
 
 
 def _number(text: str) -> float:

@@ -2,7 +2,10 @@
 
 from vitcls.callbacks.averaging import AveragedWeights
 from vitcls.callbacks.bad_images import BadImageCount
+from vitcls.callbacks.bad_steps import BadSteps
 from vitcls.callbacks.checkpoint import RunCheckpoint
+from vitcls.callbacks.epoch_so_far import EpochSoFar
+from vitcls.callbacks.gradients import GradientCheck
 from vitcls.callbacks.interrupt import GracefulInterrupt
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
@@ -12,9 +15,12 @@ from vitcls.callbacks.waiting import DataWait
 __all__ = [
     "AveragedWeights",
     "BadImageCount",
+    "BadSteps",
     "ConfiguredPatience",
     "DataWait",
+    "EpochSoFar",
     "GracefulInterrupt",
+    "GradientCheck",
     "PredictionWriter",
     "RunCheckpoint",
     "check_monitors",
