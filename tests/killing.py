@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from vitcls.__main__ import main
-from vitcls.runs import LAST, PART
+from vitcls.runs import HISTORY, LAST, PART
 
 HOOKS = (
     "on_train_batch_start",
@@ -19,7 +20,12 @@ HOOKS = (
     "on_train_batch_end",
     "on_validation_batch_end",
 )
-WRITING = ("half written", "before the old one is renamed", "before the new one is renamed")
+WRITING = (
+    "half written",
+    "before the old one is renamed",
+    "before the new one is renamed",
+    "before the curves are written",
+)
 DIED_WRITING = signal.SIGXFSZ  # of a file that grows over its limit; kills as SIGKILL does
 
 
@@ -41,11 +47,14 @@ class KillAt(Callback):
 
     def watch(self, event: str, arguments: tuple) -> None:
         """Python tells of each file that is opened or renamed."""
+        if event == "open" and self.place == "before the curves are written":
+            if str(arguments[0]).endswith(HISTORY) and arguments[1] in ("a", "w"):
+                self.come()
         if event == "open" and self.place == "half written" and str(arguments[0]).endswith(f".{LAST}{PART}"):
             self.left -= 1
             if self.left == 0:
                 signal.signal(DIED_WRITING, signal.SIG_DFL)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
         if event == "os.rename":
             name = {"before the old one is renamed": LAST, "before the new one is renamed": f".{LAST}{PART}"}
             if Path(arguments[0]).name == name.get(self.place):
@@ -60,10 +69,35 @@ def in_child(words: list[object], log: Path, limit: int | None = None) -> int:
         log: gets its standard output and error.
         limit: bytes that its files may have.
     """
+    return _ended(_start(words, log, {}, limit))
+
+
+def in_two_children(words: list[object], log: Path) -> int:
+    """The same in two processes that train together, as torchrun starts them; when the first is killed, both are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    ranks = [shared | {"TORCHELASTIC_RUN_ID": "test", "RANK": rank, "LOCAL_RANK": rank} for rank in (0, 1)]
+    first, second = (_start(words, log.with_suffix(f".{rank['RANK']}"), rank) for rank in ranks)
+    status = _ended(first)
+    log.write_text(log.with_suffix(".0").read_text() + log.with_suffix(".1").read_text())
+    if status != 0:
+        os.kill(second, signal.SIGKILL)
+    other = _ended(second)
+    return status or other
+
+
+def _ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _start(words: list[object], log: Path, environment: dict[str, object], limit: int | None = None) -> int:
     child = os.fork()
     if child == 0:
+        os.environ |= {name: str(value) for name, value in environment.items()}
         _run(words, log, limit)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def _run(words: list[object], log: Path, limit: int | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.killing import DIED_WRITING, HOOKS, WRITING, in_child
+from tests.killing import DIED_WRITING, HOOKS, WRITING, in_child, in_two_children
 
 KILLS = 5  # in each of the variants
 VARIANTS = {
@@ -23,7 +23,7 @@ EMA = {"class_path": "vitcls.callbacks.AveragedWeights", "init_args": {"decay": 
 
 
 def callbacks(file: Path, variant: str, *more: dict[str, Any]) -> list[object]:
-    saving = {"class_path": "vitcls.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 2}}
+    saving = {"class_path": "vitcls.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1}}
     said = [saving, *([EMA] if "averaged" in variant else []), *more]
     file.write_text(yaml.safe_dump({"trainer": {"callbacks": said}}))
     return ["--config", file]
@@ -55,6 +55,7 @@ def assert_same_runs(whole: Path, parts: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         one, other = (torch.load(run / name, weights_only=True) for run in (whole, parts))
         for content in (one, other):
+            content["vitcls"]["metrics"].pop("train/data_wait")
             for path in [key for key in content["callbacks"] if key.startswith("RunCheckpoint")]:
                 state = content["callbacks"].pop(path)
                 content["callbacks"]["best"] = {k: state[k] for k in ("best_model_score", "best_tie_break")}
@@ -65,23 +66,41 @@ def assert_same_runs(whole: Path, parts: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_training_that_is_killed_again_and_again_ends_as_if_it_was_not(
-    vitcls, fit_words, tmp_path, colours, variant
-):
-    words = [*fit_words, "--data.batch_size=8", "--trainer.log_every_n_steps=3", *VARIANTS[variant]]
+def test_a_training_that_is_killed_again_and_again_ends_as_if_it_was_not(vitcls, fit_words, tmp_path, colours, variant):
+    words = [
+        *fit_words,
+        "--data.batch_size=8",
+        "--trainer.log_every_n_steps=3",
+        "--trainer.max_epochs=3",
+        *VARIANTS[variant],
+    ]
     status, _, err = vitcls(*words, "--run_name=whole", *callbacks(tmp_path / "whole.yaml", variant))
     assert status == 0, err
     draw = random.Random(variant)
     run, log = tmp_path / "runs" / "parts", tmp_path / "log.txt"
-    words += ["--run_name=parts"]
+    words += ["--run_name=parts", "--resume=true"]
     for _ in range(KILLS):
         place = draw.choice(HOOKS + WRITING)
-        kill = {"class_path": "tests.killing.KillAt", "init_args": {"place": place, "count": draw.randint(2, 4)}}
-        if any(run.glob("*.ckpt")):
-            words = ["fit", "--ckpt_path", run]
+        kill = {"class_path": "tests.killing.KillAt", "init_args": {"place": place, "count": draw.randint(1, 3)}}
         status = in_child([*words, *callbacks(tmp_path / "parts.yaml", variant, kill)], log)
-        print(place, kill, status, sorted(p.name for p in run.iterdir()))
         assert status in (-signal.SIGKILL, -DIED_WRITING), log.read_text()
-    status = in_child(["fit", "--ckpt_path", run, *callbacks(tmp_path / "parts.yaml", variant)], log)
+    status = in_child([*words, *callbacks(tmp_path / "parts.yaml", variant)], log)
     assert status == 0, log.read_text()
     assert_same_runs(tmp_path / "runs" / "whole", run)
+
+
+def test_two_processes_that_are_killed_end_as_if_they_were_not(fit_words, tmp_path):
+    words = [*fit_words, "--data.batch_size=4", "--trainer.log_every_n_steps=3"]
+    words += ["--data.mixup=0.8", "--model.adapter.r=2", "--model.adapter.dropout=0.3", "--resume=true"]
+    log = tmp_path / "log.txt"
+    whole = [*words, "--run_name=whole", *callbacks(tmp_path / "whole.yaml", "two")]
+    assert in_two_children(whole, log) == 0, log.read_text()
+    for count in (3, 4):
+        kill = {"class_path": "tests.killing.KillAt", "init_args": {"place": "on_after_backward", "count": count}}
+        parts = [*words, "--run_name=parts", *callbacks(tmp_path / "parts.yaml", "two", kill)]
+        assert in_two_children(parts, log) == -signal.SIGKILL, log.read_text()
+    parts = [*words, "--run_name=parts", *callbacks(tmp_path / "parts.yaml", "two")]
+    assert in_two_children(parts, log) == 0, log.read_text()
+    assert_same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts")
+    content = torch.load(tmp_path / "runs" / "parts" / "last.ckpt", weights_only=True)
+    assert content["ImageDataModule"]["train_loader"]["processes"] == 2

@@ -93,6 +93,8 @@ class VitclsCLI(LightningCLI):
     def __init__(self, args: list[str], claimed: list[Path]) -> None:
         self.checkpoint: runs.Checkpoint | None = None
         self._steps_before = 0
+        self._unlogged: dict[str, float] = {}
+        self._resumes = False
         self._claimed = claimed
         self.run: Path | None = None
         self._verb_parsers: list[LightningArgumentParser] = []
@@ -117,6 +119,13 @@ class VitclsCLI(LightningCLI):
             help="fit: folder of the run below trainer.default_root_dir; one that exists gets a version suffix.",
         )
         parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="fit: go on in the folder of that name from its last checkpoint, or start in it where there is none, so "
+            "that the same command takes an interrupted training up.",
+        )
+        parser.add_argument(
             "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
         )
 
@@ -132,11 +141,14 @@ class VitclsCLI(LightningCLI):
         config = self._parse(parser, words)
         verb = config.subcommand
         path = config[verb].ckpt_path
+        if config[verb].resume:
+            path = _run_to_resume(verb, config[verb])
         _check_model_is_named(verb, config[verb])
         defaults: dict[str, Any] = {}
         if path is not None:
             self.checkpoint, content = runs.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
+            self._unlogged = content.get(runs.UNLOGGED, {})
             if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
@@ -147,6 +159,7 @@ class VitclsCLI(LightningCLI):
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
+        self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
         self.config = config
 
     def _parse_with_defaults(
@@ -217,6 +230,9 @@ class VitclsCLI(LightningCLI):
         name = self._chosen.run_name
         if not is_first_process():
             return root / name  # nothing is written by the other processes
+        if self._resumes and (root / name).is_dir():
+            runs.check_unused(root / name)
+            return root / name
         self._claimed.append(runs.claim_run_folder(root, name))
         return self._claimed[-1]
 
@@ -225,7 +241,7 @@ class VitclsCLI(LightningCLI):
     def before_fit(self) -> None:
         """Keep the learning curves of the run that is resumed."""
         if self.run is not None and is_first_process():
-            records.restore_history(self.trainer.loggers, self.run, self._steps_before)
+            records.restore_history(self.trainer.loggers, self.run, self._steps_before, self._unlogged)
 
     def after_fit(self) -> None:
         """From the best weights: `model/`, checked by a reload, and the figures.
@@ -236,7 +252,10 @@ class VitclsCLI(LightningCLI):
         if self.run is None:
             return
         nothing_trained = self.trainer.global_step == self._steps_before
-        if nothing_trained and (self.checkpoint is None or (self.run / runs.MODEL).is_dir()):
+        if nothing_trained and self._resumes and records.is_finished(self.run):
+            log.info("the run is finished: %s", self.run)
+            return
+        if nothing_trained and (self.checkpoint is None or records.is_finished(self.run)):
             limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps", "limit_train_batches")}
             allowed = ", ".join(f"--trainer.{name} {value}" for name, value in limits.items())
             raise UserError(
@@ -286,6 +305,16 @@ def run_verb(words: list[str]) -> int:
         for folder in claimed:
             runs.discard_if_unused(folder)
     return 0
+
+
+def _run_to_resume(verb: str, said: Namespace) -> str | None:
+    """The folder that --resume goes on in; None where nothing has been saved there yet."""
+    if verb != "fit":
+        raise UserError(f"--resume belongs to fit; {verb} trains nothing.")
+    if said.ckpt_path is not None:
+        raise UserError("--resume finds the checkpoint by --run_name; leave --ckpt_path out, or --resume.")
+    folder = Path(said.trainer.default_root_dir).expanduser() / said.run_name
+    return str(folder) if any((folder / name).is_file() for name in runs.CHECKPOINTS) else None
 
 
 def _check_model_is_named(verb: str, said: Namespace) -> None:

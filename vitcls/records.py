@@ -62,13 +62,14 @@ def check_same_data(run: Path, splits: Mapping[str, Split | StreamedSplit]) -> N
             )
 
 
-def restore_history(loggers: list[Logger], run: Path, steps: int) -> None:
+def restore_history(loggers: list[Logger], run: Path, steps: int, unlogged: Mapping[str, float]) -> None:
     """Carry the metrics.csv of a resumed run on: Lightning's CSVLogger would start it anew.
 
     Args:
         loggers: of the trainer.
         run: the folder.
         steps: that the checkpoint has had; rows of later ones are of a training that was lost.
+        unlogged: the row of the checkpoint's epoch, if it ended there; a training that was killed has not logged it.
     """
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
@@ -81,6 +82,8 @@ def restore_history(loggers: list[Logger], run: Path, steps: int) -> None:
                 if step >= steps:
                     continue
                 logger.log_metrics({k: _number(v) for k, v in row.items() if v}, step)
+            if unlogged and not any(row.get("train/loss") and row["epoch"] == str(unlogged["epoch"]) for row in rows):
+                logger.log_metrics(dict(unlogged), steps - 1)
             logger.save()
 
 
@@ -121,6 +124,18 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     )
     log.info(
         "%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
+    )
+
+
+def is_finished(run: Path) -> bool:
+    """Whether `write_end` has come to its end since the kept checkpoint was written."""
+    kept = _best_or_last(run)
+    written = runs.read_metrics(run).get("validation", {})
+    return (
+        kept is not None
+        and (run / runs.MODEL).is_dir()
+        and written.get("checkpoint") == kept.file.name
+        and written.get("step") == runs.read_checkpoint(kept)["global_step"]
     )
 
 

@@ -24,9 +24,11 @@ HISTORY = "metrics.csv"
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"  # the last.ckpt before it, while training
+CHECKPOINTS = (LAST, PREVIOUS, BEST)  # from which a run goes on: the first that is whole
 PART = ".part"  # ends the name of a file that is being written
 MODEL = "model"
 RECORD = "vitcls"  # key of a checkpoint under which it tells about itself
+UNLOGGED = "unlogged"  # and of the figures of its epoch, which are logged after it was written
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,21 @@ def discard_if_unused(folder: Path) -> None:
     """Remove a run folder that holds neither a checkpoint nor a learning curve."""
     if folder.is_dir() and not any(folder.glob("*.ckpt")) and not (folder / HISTORY).exists():
         shutil.rmtree(folder)
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse to start a run in a folder that holds more than a run leaves before its first checkpoint.
+
+    Raises:
+        UserError: names what is there.
+    """
+    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, "events.out.tfevents.*", f".*{PART}")
+    others = sorted(file.name for file in folder.iterdir() if not any(file.match(pattern) for pattern in own))
+    if others:
+        raise UserError(
+            f"--resume cannot start in {folder}, which holds {listing(others, 4)} and no checkpoint of a run; give "
+            "another --run_name."
+        )
 
 
 def open_checkpoint(path: str, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
@@ -188,7 +205,7 @@ def write_thresholds(run: Path, thresholds: dict[str, float]) -> None:
 def _checkpoints_of_run(run: Path, verb: str) -> list[Path]:
     """Those that serve a verb, the one that is meant first."""
     if verb == "fit":
-        found = [run / name for name in (LAST, PREVIOUS, BEST) if (run / name).is_file()]
+        found = [run / name for name in CHECKPOINTS if (run / name).is_file()]
     else:
         found = [run / name for name in (BEST, LAST) if (run / name).is_file()][:1]
         if found == [run / LAST]:

@@ -1,16 +1,18 @@
 """The training figures of an epoch that is interrupted: of all its batches, not of those after the resume alone."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
+from vitcls.runs import UNLOGGED
+
 log = logging.getLogger(__name__)
 
-KEY = "epoch_so_far"  # of a checkpoint
+KEY = "epoch_so_far"  # of a checkpoint inside an epoch
 
 Figures = dict[str, dict[str, Any]]  # by name, the tensors that a figure is computed from
 
@@ -19,11 +21,13 @@ class EpochSoFar(Callback):
     """Keeps what was measured of an unfinished epoch in checkpoints, for each process, and goes on with it.
 
     That is the state of the model's torchmetrics for training, and Lightning's own sums and means of values that were
-    logged with `on_epoch=True`, such as `train/bad_images`; neither is in Lightning's checkpoints.
+    logged with `on_epoch=True`, such as `train/bad_images`; neither is in Lightning's checkpoints. Those of an epoch
+    that has just ended are kept as well: Lightning logs them after the checkpoints are written.
     """
 
     def __init__(self) -> None:
         self._inside = False
+        self._has_ended = False
         self._metrics: Figures = {}
         self._logged: Figures = {}
 
@@ -57,16 +61,19 @@ class EpochSoFar(Callback):
         """
         if self._inside:
             self._add_logged(trainer)
-        self._inside = True
+        self._inside, self._has_ended = True, False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch is finished: nothing of it belongs into the next."""
         self._add_logged(trainer)
-        self._inside = False
+        self._inside, self._has_ended = False, True
         self._logged = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the figures of all processes, inside an epoch."""
+        """Keep the figures of all processes inside an epoch, and what is to be logged at its end."""
+        if self._has_ended:
+            row = cast(Any, trainer)._logger_connector.metrics["log"]
+            checkpoint[UNLOGGED] = {"epoch": trainer.current_epoch, **{k: float(v) for k, v in row.items()}}
         if not self._inside:
             return
         self._add_logged(trainer)
