@@ -1,4 +1,4 @@
-"""Trainings in processes of their own that are really killed: forked, since an import of all libraries takes seconds."""
+"""Trainings in processes of their own that are really killed; forked, for to import all libraries takes seconds."""
 
 import os
 import resource
@@ -13,32 +13,34 @@ from lightning.pytorch import Callback
 from vitcls.__main__ import main
 from vitcls.runs import HISTORY, LAST, PART
 
-HOOKS = (
+IN_STEPS = (
     "on_train_batch_start",
     "on_after_backward",
     "on_before_zero_grad",  # after the optimiser's step
     "on_train_batch_end",
-    "on_validation_batch_end",
 )
-WRITING = (
-    "half written",
-    "before the old one is renamed",
-    "before the new one is renamed",
-    "before the curves are written",
-)
+HOOKS = (*IN_STEPS, "on_validation_batch_end")
+HALF_WRITTEN = "in the middle of last.ckpt"
+RENAMED = {"before the old one is renamed": LAST, "before the new one is renamed": f".{LAST}{PART}"}
+CURVES = "before the curves are written"
+EPOCH = "before an epoch's figures are written"
+PLACES = (*HOOKS, HALF_WRITTEN, *RENAMED, CURVES, EPOCH)
 DIED_WRITING = signal.SIGXFSZ  # of a file that grows over its limit; kills as SIGKILL does
 
 
 class KillAt(Callback):
-    """Kills this process by SIGKILL at a place, when it has come there for the `count`-th time."""
+    """Kills this process at a place, when it has come there for the `count`-th time."""
 
     def __init__(self, place: str, count: int) -> None:
-        self.left = count
-        self.place = place
-        if place in WRITING:
-            sys.addaudithook(self.watch)
-        else:
+        self.place, self.left = place, count
+        self.epoch_has_ended = False
+        if place in HOOKS:
             setattr(self, place, lambda *_: self.come())
+        else:
+            sys.addaudithook(self.watch)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.epoch_has_ended = True  # its checkpoints follow, and then its figures
 
     def come(self) -> None:
         self.left -= 1
@@ -47,18 +49,19 @@ class KillAt(Callback):
 
     def watch(self, event: str, arguments: tuple) -> None:
         """Python tells of each file that is opened or renamed."""
-        if event == "open" and self.place == "before the curves are written":
-            if str(arguments[0]).endswith(HISTORY) and arguments[1] in ("a", "w"):
-                self.come()
-        if event == "open" and self.place == "half written" and str(arguments[0]).endswith(f".{LAST}{PART}"):
+        if event == "os.rename" and Path(arguments[0]).name == RENAMED.get(self.place):
+            self.come()
+        if event == "open" and arguments[1] in ("a", "w", "wb"):
+            self.watch_written(Path(str(arguments[0])).name)
+
+    def watch_written(self, file: str) -> None:
+        if file == HISTORY and (self.place == CURVES or (self.place == EPOCH and self.epoch_has_ended)):
+            self.come()
+        if file == f".{LAST}{PART}" and self.place == HALF_WRITTEN:
             self.left -= 1
             if self.left == 0:
                 signal.signal(DIED_WRITING, signal.SIG_DFL)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-        if event == "os.rename":
-            name = {"before the old one is renamed": LAST, "before the new one is renamed": f".{LAST}{PART}"}
-            if Path(arguments[0]).name == name.get(self.place):
-                self.come()
 
 
 def in_child(words: list[object], log: Path, limit: int | None = None) -> int:
@@ -110,7 +113,7 @@ def _run(words: list[object], log: Path, limit: int | None) -> None:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         status = main([str(word) for word in words])
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - nothing of the child may reach pytest
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from tests.killing import DIED_WRITING, HOOKS, WRITING, in_child, in_two_children
+from tests.killing import DIED_WRITING, EPOCH, IN_STEPS, PLACES, in_child, in_two_children
 
 KILLS = 5  # in each of the variants
 VARIANTS = {
     "plain": ["--data.num_workers=1"],
-    "accumulated": ["--trainer.accumulate_grad_batches=2", "--data.on_bad_image=skip", "--data.max_bad_fraction=0.5"],
+    "accumulated": ["--trainer.accumulate_grad_batches=2"],
     "mixed and averaged": ["--data.mixup=0.8", "--data.cutmix=1", "--model.freeze_epochs=1"],
     "dropout": ["--model.adapter.r=2", "--model.adapter.dropout=0.3", "--data.augment=strong"],
 }
@@ -67,26 +68,25 @@ def assert_same_runs(whole: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_training_that_is_killed_again_and_again_ends_as_if_it_was_not(vitcls, fit_words, tmp_path, colours, variant):
-    words = [
-        *fit_words,
-        "--data.batch_size=8",
-        "--trainer.log_every_n_steps=3",
-        "--trainer.max_epochs=3",
-        *VARIANTS[variant],
-    ]
+    folder = tmp_path / "photos"
+    shutil.copytree(colours, folder)
+    for number in range(0, 20, 4):
+        (folder / "train" / "red" / f"{number:03}.jpg").write_bytes(b"no image")
+    words = [*fit_words, f"--data.dataset={folder}", "--data.on_bad_image=skip", "--data.max_bad_fraction=0.5"]
+    words += ["--data.batch_size=8", "--trainer.log_every_n_steps=3", "--trainer.max_epochs=3", *VARIANTS[variant]]
     status, _, err = vitcls(*words, "--run_name=whole", *callbacks(tmp_path / "whole.yaml", variant))
     assert status == 0, err
     draw = random.Random(variant)
-    run, log = tmp_path / "runs" / "parts", tmp_path / "log.txt"
+    drawn = [(draw.choice(PLACES), draw.randint(1, 3)) for _ in range(KILLS - 1)]
+    places = [(EPOCH, 1), *((place, count if place in IN_STEPS else 1) for place, count in drawn)]
     words += ["--run_name=parts", "--resume=true"]
-    for _ in range(KILLS):
-        place = draw.choice(HOOKS + WRITING)
-        kill = {"class_path": "tests.killing.KillAt", "init_args": {"place": place, "count": draw.randint(1, 3)}}
-        status = in_child([*words, *callbacks(tmp_path / "parts.yaml", variant, kill)], log)
-        assert status in (-signal.SIGKILL, -DIED_WRITING), log.read_text()
-    status = in_child([*words, *callbacks(tmp_path / "parts.yaml", variant)], log)
-    assert status == 0, log.read_text()
-    assert_same_runs(tmp_path / "runs" / "whole", run)
+    for place, count in places:
+        kill = {"class_path": "tests.killing.KillAt", "init_args": {"place": place, "count": count}}
+        status = in_child([*words, *callbacks(tmp_path / "parts.yaml", variant, kill)], tmp_path / "log.txt")
+        assert status in (-signal.SIGKILL, -DIED_WRITING), (tmp_path / "log.txt").read_text()
+    status = in_child([*words, *callbacks(tmp_path / "parts.yaml", variant)], tmp_path / "log.txt")
+    assert status == 0, (tmp_path / "log.txt").read_text()
+    assert_same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts")
 
 
 def test_two_processes_that_are_killed_end_as_if_they_were_not(fit_words, tmp_path):

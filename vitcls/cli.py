@@ -122,8 +122,8 @@ class VitclsCLI(LightningCLI):
             "--resume",
             type=bool,
             default=False,
-            help="fit: go on in the folder of that name from its last checkpoint, or start in it where there is none, so "
-            "that the same command takes an interrupted training up.",
+            help="fit: go on in the folder of that name from its last checkpoint, or start there where there is none: "
+            "so the same command takes up what was interrupted.",
         )
         parser.add_argument(
             "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
