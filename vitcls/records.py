@@ -73,10 +73,11 @@ def restore_history(loggers: list[Logger], run: Path, steps: int, unlogged: Mapp
     """
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
-            rows = _history(run / runs.HISTORY)
+            aside = _aside(run)
+            rows = _history(aside)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Experiment logs directory")
-                _ = logger.experiment  # removes the file, whose rows are in memory
+                _ = logger.experiment  # would remove the file
             for row in rows:
                 step = int(row.pop("step"))
                 if step >= steps:
@@ -85,6 +86,7 @@ def restore_history(loggers: list[Logger], run: Path, steps: int, unlogged: Mapp
             if unlogged and not any(row.get("train/loss") and row["epoch"] == str(unlogged["epoch"]) for row in rows):
                 logger.log_metrics(dict(unlogged), steps - 1)
             logger.save()
+            aside.unlink(missing_ok=True)
 
 
 def write_end(run: Path, datamodule: ImageDataModule) -> None:
@@ -122,9 +124,8 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
             **_f1_of_labels("val", of_labels),
         },
     )
-    log.info(
-        "%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
-    )
+    told = ", ".join(f"{k} {v:.4f}" for k, v in figures.items()) or "not validated"
+    log.info("%s is of epoch %d: %s", kept.file.name, content["epoch"], told)
 
 
 def is_finished(run: Path) -> bool:
@@ -193,6 +194,14 @@ def _best_or_last(run: Path) -> runs.Checkpoint | None:
         return None
     log.warning("there is no %s (no epoch was validated): %s takes its place", runs.BEST, runs.LAST)
     return runs.Checkpoint(run / runs.LAST, run)
+
+
+def _aside(run: Path) -> Path:
+    """Where the curves of before are while they are written anew; also after a kill meanwhile."""
+    aside = run / f".{runs.HISTORY}{runs.PART}"
+    if (run / runs.HISTORY).is_file() and not aside.exists():
+        (run / runs.HISTORY).rename(aside)
+    return aside
 
 
 def _history(file: Path) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vitcls.callbacks import (
+    AverageIsKept,
     BadSteps,
     ConfiguredPatience,
     DataWait,
@@ -53,7 +54,7 @@ def run_loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
 
 def fit_callbacks(configured: list[Callback], run: Path, own: list[RunCheckpoint]) -> list[Callback]:
     """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
-    every = (GradientCheck, BadSteps, EpochSoFar, GracefulInterrupt, ConfiguredPatience)
+    every = (GradientCheck, BadSteps, EpochSoFar, GracefulInterrupt, ConfiguredPatience, AverageIsKept)
     added: list[Callback] = [callback() for callback in every]
     if not any(isinstance(c, DataWait) for c in configured):
         added.append(DataWait())

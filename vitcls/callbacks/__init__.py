@@ -9,10 +9,11 @@ from vitcls.callbacks.gradients import GradientCheck
 from vitcls.callbacks.interrupt import GracefulInterrupt
 from vitcls.callbacks.monitors import check_monitors
 from vitcls.callbacks.predictions import PredictionWriter
-from vitcls.callbacks.resume import ConfiguredPatience
+from vitcls.callbacks.resume import AverageIsKept, ConfiguredPatience
 from vitcls.callbacks.waiting import DataWait
 
 __all__ = [
+    "AverageIsKept",
     "AveragedWeights",
     "BadImageCount",
     "BadSteps",

@@ -116,7 +116,9 @@ class RunCheckpoint(ModelCheckpoint):
         ModelCheckpoint's own `save_last` leaves out epochs that are not the best: its "last" is the
         last best, and a resume would silently throw the epochs after it away.
         """
-        super().on_train_epoch_end(trainer, pl_module)
+        was_validated = self.monitor in trainer.callback_metrics or not str(self.monitor).startswith("val/")
+        if was_validated:  # not where trainer.max_steps ends within an epoch: Lightning would warn of the monitor
+            super().on_train_epoch_end(trainer, pl_module)
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -47,9 +47,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.replace(file)
             _bring_to_disk(file.parent)
         except (OSError, RuntimeError) as error:
+            self.unwritten = _sentence(file, _cause(error))
+        finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            self.unwritten = _sentence(file, _cause(error))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -75,11 +76,11 @@ def _bring_to_disk(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _cause(error: BaseException) -> OSError:
+def _cause(error: Exception) -> OSError:
     """What the system said: torch hides it behind an error of its archive.
 
     Raises:
-        RuntimeError: it was no fault of the system.
+        Exception: the same again, where it was no fault of the system.
     """
     for link in _chain(error):
         if isinstance(link, OSError):
