@@ -75,14 +75,14 @@ def in_child(words: list[object], log: Path, limit: int | None = None) -> int:
     return _ended(_start(words, log, {}, limit))
 
 
-def in_two_children(words: list[object], log: Path) -> int:
+def in_two_children(words: list[object], log: Path, limit: int | None = None) -> int:
     """The same in two processes that train together, as torchrun starts them; when the first is killed, both are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     ranks = [shared | {"TORCHELASTIC_RUN_ID": "test", "RANK": rank, "LOCAL_RANK": rank} for rank in (0, 1)]
-    first, second = (_start(words, log.with_suffix(f".{rank['RANK']}"), rank) for rank in ranks)
+    first, second = (_start(words, log.with_suffix(f".{rank['RANK']}"), rank, limit) for rank in ranks)
     status = _ended(first)
     log.write_text(log.with_suffix(".0").read_text() + log.with_suffix(".1").read_text())
     if status != 0:

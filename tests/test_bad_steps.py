@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 
 from tests.conftest import TINY
+from tests.killing import in_two_children
 from vitcls import ImageDataModule, ViTClassifier
 from vitcls.callbacks import BadSteps
 from vitcls.callbacks.gradients import check_gradients
@@ -21,11 +22,11 @@ from vitcls.models.network import from_architecture, train_head_only
 class Spoil(Callback):
     """Puts a NaN into the images of some batches, or into a gradient, and keeps which images those were."""
 
-    def __init__(self, batches: list[int], file: str, what: str = "images") -> None:
-        self.batches, self.file, self.what = batches, Path(file), what
+    def __init__(self, batches: list[int], file: str, what: str = "images", process: int = 0) -> None:
+        self.batches, self.file, self.what, self.process = batches, Path(file), what, process
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if batch_idx in self.batches:
+        if batch_idx in self.batches and trainer.global_rank == self.process:
             self.file.write_text(", ".join(map(str, batch["ids"].tolist())))
             if self.what == "images":
                 batch["pixel_values"][0, 0, 0, 0] = torch.nan
@@ -105,6 +106,7 @@ def test_of_an_accumulated_step_the_bad_batch_is_named(refuses, fit_words, spoil
     assert f"of ids {(tmp_path / 'ids.txt').read_text()}." in told
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first step is skipped
 def test_steps_that_float16_skips_are_counted(tiny_vit, colours):
     """A scale of 2**40 is too much for any float16 gradient; each step halves it."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
@@ -117,6 +119,16 @@ def test_steps_that_float16_skips_are_counted(tiny_vit, colours):
     skipped = trainer.callback_metrics["train/skipped_steps"].item()
     assert 0 < skipped <= 14
     assert scaler.get_scale() == 2.0 ** (40 - skipped)
+
+
+def test_a_bad_loss_in_one_process_ends_both_and_the_first_tells_its_images(fit_words, spoiled, tmp_path):
+    log = tmp_path / "log.txt"
+    assert in_two_children([*fit_words, *spoiled([1], process=1)], log) == 2
+    told = [line for line in log.read_text().splitlines() if line.startswith("vitcls: ")]
+    assert len(told) == 1
+    assert "the loss is nan in step 2" in told[0]
+    assert f"of ids {(tmp_path / 'ids.txt').read_text()}." in told[0]
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_number_of_bad_steps_that_cannot_be(refuses, fit_words):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tests.killing import in_child
+from tests.killing import in_child, in_two_children
 from vitcls.callbacks.checkpoint_io import AtomicCheckpointIO
 
 
@@ -105,6 +105,15 @@ def test_a_first_checkpoint_that_does_not_fit_is_told_as_well(fit_words, tmp_pat
     assert "no checkpoint is there yet. First make room, then start anew" in (tmp_path / "log.txt").read_text()
 
 
+def test_a_full_disk_ends_both_of_two_processes(fit_words, tmp_path):
+    """The first alone writes; the second must not wait for it."""
+    assert in_two_children(fit_words, tmp_path / "log.txt", limit=20_000) == 2
+    told = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("vitcls: ")]
+    assert len(told) == 1
+    assert "could not be written" in told[0]
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+
+
 def test_an_error_that_is_none_of_the_disk_is_raised(tmp_path):
     with pytest.raises(RuntimeError, match="of ours"):
         AtomicCheckpointIO().save_checkpoint({"a": Unsaveable()}, tmp_path / "a.ckpt")
@@ -114,3 +123,29 @@ def test_an_error_that_is_none_of_the_disk_is_raised(tmp_path):
 class Unsaveable:
     def __reduce__(self):
         raise RuntimeError("of ours")
+
+
+def test_steps_that_end_within_an_epoch_leave_the_last_checkpoint_and_no_warning(vitcls, fit_words, tmp_path):
+    status, out, err = vitcls(*fit_words, "--trainer.max_steps=2")
+    assert status == 0, err
+    assert "last.ckpt is of epoch 0: not validated" in out
+    assert "monitor" not in err
+    assert step_of(tmp_path / "runs" / "run" / "last.ckpt") == 2
+
+
+@pytest.mark.parametrize("said", [{"every_minutes": 0}, {"every_n_steps": 0}])
+def test_an_interval_that_cannot_be(refuses, fit_words, tmp_path, said):
+    callbacks = [{"class_path": "vitcls.callbacks.RunCheckpoint", "init_args": said}]
+    (tmp_path / "never.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    assert "every_minutes must be above 0, every_n_steps at" in refuses(*fit_words, "--config", tmp_path / "never.yaml")
+
+
+def test_last_is_saved_by_the_clock_too(fit_words, tmp_path):
+    """Every step takes longer than a hundred-thousandth of a minute."""
+    callbacks = [
+        {"class_path": "vitcls.callbacks.RunCheckpoint", "init_args": {"every_minutes": 1e-5}},
+        {"class_path": "tests.killing.KillAt", "init_args": {"place": "on_after_backward", "count": 3}},
+    ]
+    (tmp_path / "clock.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    assert in_child([*fit_words, "--config", tmp_path / "clock.yaml"], tmp_path / "log.txt") == -9
+    assert step_of(tmp_path / "runs" / "run" / "last.ckpt") == 2

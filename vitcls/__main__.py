@@ -31,6 +31,7 @@ _NOT_FOR_USERS: list[tuple[type[Warning], str]] = [
     (FutureWarning, ""),
     (UserWarning, "Checkpoint directory .* exists and is not empty"),  # the run folder, just made
     (UserWarning, "Be aware that when using `ckpt_path`, callbacks used"),  # fit's, in another verb
+    (UserWarning, r"Detected call of `lr_scheduler.step\(\)` before"),  # float16: the first step was skipped
     (UserWarning, r"Found \d+ module\(s\) in eval mode"),  # batch norms under frozen weights
     (UserWarning, "The number of training batches .* is smaller than the logging interval"),
     (UserWarning, "The '.*_dataloader' does not have many workers"),  # `num_workers` is chosen, or said

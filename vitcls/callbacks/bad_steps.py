@@ -1,6 +1,7 @@
 """Optimiser steps that would spoil the weights: a loss or gradient that is NaN or infinite."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class BadSteps(Callback):
         self._is_bad = trainer.strategy.reduce_boolean_decision(not bool(finite), all=False)
         if not self._is_bad:
             return
-        told = f"{_what(window)} in step {trainer.global_step + 1}, {_images(window, trainer)}"
+        told = _told(_of_all_processes(window, trainer.world_size), trainer.global_step + 1)
         self._left_out += 1
         most = pl_module.hparams["max_bad_steps"]
         if self._left_out > most:
@@ -104,23 +105,22 @@ def _count(pl_module: LightningModule, name: str, happened: bool) -> None:
     pl_module.log(name, share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
 
 
-def _bad(window: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    return [(ids, loss) for ids, loss in window if not bool(loss.isfinite())]
+def _of_all_processes(window: list[tuple[Tensor, Tensor]], processes: int) -> list[tuple[list[int], float]]:
+    """Ids and loss of each batch, of all processes."""
+    own = [(ids.tolist(), loss.item()) for ids, loss in window]
+    if processes == 1:
+        return own
+    gathered: list[list[tuple[list[int], float]]] = [[]] * processes
+    torch.distributed.all_gather_object(gathered, own)
+    return [batch for window in gathered for batch in window]
 
 
-def _what(window: list[tuple[Tensor, Tensor]]) -> str:
-    bad = _bad(window)
-    return f"The loss is {bad[0][1].item()}" if bad else "The gradient is not finite"
-
-
-def _images(window: list[tuple[Tensor, Tensor]], trainer: Any) -> str:
-    """The rows of the batches whose loss is bad, of all processes; where all are finite, of the whole window."""
-    own = [int(row) for ids, _ in _bad(window) or window for row in ids]
-    gathered: list[list[int]] = [own]
-    if trainer.world_size > 1:
-        gathered = [[]] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, own)
-    return f"with the training images of ids {listing((str(row) for rows in gathered for row in rows), 40)}"
+def _told(batches: list[tuple[list[int], float]], step: int) -> str:
+    """What is not finite, and the images: of the batches whose loss is not, or else of all."""
+    bad = [(ids, loss) for ids, loss in batches if not math.isfinite(loss)]
+    what = f"The loss is {bad[0][1]}" if bad else "The gradient is not finite"
+    rows = [str(row) for ids, _ in bad or batches for row in ids]
+    return f"{what} in step {step}, with the training images of ids {listing(rows, 40)}"
 
 
 def _sentence(told: str, most: int, trainer: Any) -> str:
