@@ -65,8 +65,20 @@ def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_validation(
 ):
     assert vitcls(*fit_words, *sent("SIGTERM", 3))[0] == 143
     run = tmp_path / "runs" / "run"
-    assert last(run)["global_step"] == 5
-    assert torch.load(run / "best.ckpt", weights_only=True)["global_step"] == 4
+    assert last(run)["global_step"] == torch.load(run / "best.ckpt", weights_only=True)["global_step"] == 4
+    assert vitcls("fit", "--ckpt_path", run)[0] == 0
+    assert last(run)["global_step"] == 8
+
+
+def test_a_signal_waits_for_the_validation_that_follows_a_step(vitcls, fit_words, tmp_path, keeps_sigint, sent):
+    words = [*fit_words, "--trainer.val_check_interval=2", "--trainer.max_epochs=1"]
+    assert vitcls(*words, *sent("SIGTERM", 1))[0] == 143
+    assert last(tmp_path / "runs" / "run")["global_step"] == 3
+
+
+def test_epochs_of_one_step_can_be_interrupted(vitcls, fit_words, tmp_path, keeps_sigint, sent):
+    assert vitcls(*fit_words, "--trainer.limit_train_batches=1", *sent("SIGTERM", 0))[0] == 143
+    assert last(tmp_path / "runs" / "run")["global_step"] == 1
 
 
 def test_a_signal_before_the_training_ends_it_as_well(vitcls, fit_words, tmp_path, keeps_sigint, sent):

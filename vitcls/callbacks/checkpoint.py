@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from vitcls.callbacks.checkpoint_io import AtomicCheckpointIO, remove_unfinished
-from vitcls.callbacks.interrupt import window_ends
+from vitcls.callbacks.interrupt import can_be_left
 from vitcls.data.dead_workers import DeadWorkerError
 from vitcls.errors import UserError
 from vitcls.runs import BEST, LAST, PREVIOUS
@@ -90,7 +90,7 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save last.ckpt where it is due; after an epoch's last step its end does so anyway."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not window_ends(trainer, batch_idx) or trainer.is_last_batch or _logs_now(trainer):
+        if not can_be_left(trainer, batch_idx) or _logs_now(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(self._is_due(trainer.global_step), all=False):
             self._save_last(trainer)

@@ -1,5 +1,6 @@
 """Ctrl-C, and the signals that take a machine away: between two optimiser steps, never inside one."""
 
+import math
 import signal
 from typing import Any
 
@@ -56,12 +57,22 @@ class GracefulInterrupt(Callback):
         Raises:
             Interrupted: a signal came, here or in another process.
         """
-        if not window_ends(trainer, batch_idx) or trainer.is_last_batch:
-            return
-        # All processes end after the same batch: one that went on would wait for the others forever.
-        if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+        if can_be_left(trainer, batch_idx) and self._is_asked(trainer):
             trainer._logger_connector.update_train_step_metrics()  # what Lightning would do next: log this step
             raise Interrupted(self._asked or signal.SIGINT)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End here, where the epoch before has been validated and saved.
+
+        Raises:
+            Interrupted: a signal came, here or in another process.
+        """
+        if self._is_asked(trainer):
+            raise Interrupted(self._asked or signal.SIGINT)
+
+    def _is_asked(self, trainer: Trainer) -> bool:
+        # All processes end after the same batch: one that went on would wait for the others forever.
+        return trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
 
     def _ask(self, number: int, _: Any) -> None:
         if number == self._asked == signal.SIGINT:
@@ -77,3 +88,15 @@ class GracefulInterrupt(Callback):
 def window_ends(trainer: Trainer, batch_idx: int) -> bool:
     """Whether an optimiser step has followed this batch, so that no gradient is left over."""
     return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def can_be_left(trainer: Any, batch_idx: int) -> bool:
+    """Whether a resume goes on after this batch of an epoch as if nothing had been.
+
+    Where a validation follows it does not: Lightning 2.6 takes one that did not run for done. After the last batch
+    that is so in any case; the end of the epoch is the place to leave then.
+    """
+    batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    every = trainer.val_check_batch or math.inf
+    validates = every > trainer.accumulate_grad_batches and (batches + 1) % every == 0
+    return window_ends(trainer, batch_idx) and not trainer.is_last_batch and not validates
