@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,7 @@ VERBS = {
 }
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback
-INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+SIGNALLED = 128  # and the number of the signal, as shells count it: 130 for Ctrl-C, 143 for SIGTERM
 
 
 # Warnings that a user can do nothing about, or that tell of what is meant to be so.
@@ -32,6 +33,7 @@ _NOT_FOR_USERS: list[tuple[type[Warning], str]] = [
     (FutureWarning, ""),
     (UserWarning, "Checkpoint directory .* exists and is not empty"),  # the run folder, just made
     (UserWarning, "Be aware that when using `ckpt_path`, callbacks used"),  # fit's, in another verb
+    (UserWarning, r"Detected call of `lr_scheduler.step\(\)` before"),  # float16: the first step was skipped
     (UserWarning, r"Found \d+ module\(s\) in eval mode"),  # batch norms under frozen weights
     (UserWarning, "The number of training batches .* is smaller than the logging interval"),
     (UserWarning, "The '.*_dataloader' does not have many workers"),  # `num_workers` is chosen, or said
@@ -45,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
         args: its words; not given: those of this process.
 
     Returns:
-        the exit status: 0, 2 for a mistake of the user, 130 for Ctrl-C.
+        the exit status: 0, 2 for a mistake of the user, 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1.
     """
     words = sys.argv[1:] if args is None else args
     if not words or words[0] in ("-h", "--help"):
@@ -62,10 +64,10 @@ def main(args: list[str] | None = None) -> int:
         if is_first_process() or error.of_one_process:
             _tell(_sentence(error))
         return MISTAKE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if is_first_process():
             _tell("interrupted")
-        return INTERRUPTED
+        return SIGNALLED + getattr(interruption, "number", signal.SIGINT)
 
 
 def _run(words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """fit, validate, test and predict: LightningCLI, joined with run folders."""
 
 import logging
+import signal
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import TRAINING, SourceChoice
 from vitcls.data.datamodule import ImageDataModule
-from vitcls.errors import UserError
+from vitcls.errors import Interrupted, UserError
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
@@ -93,6 +95,8 @@ class VitclsCLI(LightningCLI):
     def __init__(self, args: list[str], claimed: list[Path]) -> None:
         self.checkpoint: runs.Checkpoint | None = None
         self._steps_before = 0
+        self._unlogged: dict[str, float] = {}
+        self._resumes = False
         self._claimed = claimed
         self.run: Path | None = None
         self._verb_parsers: list[LightningArgumentParser] = []
@@ -123,6 +127,13 @@ class VitclsCLI(LightningCLI):
             help="fit: find model.lr first, by up to 100 steps of a copy; config.yaml gets it, the run folder a plot.",
         )
         parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="fit: go on in the folder of that name from its last checkpoint, or start there where there is none: "
+            "so the same command takes up what was interrupted.",
+        )
+        parser.add_argument(
             "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
         )
 
@@ -138,12 +149,14 @@ class VitclsCLI(LightningCLI):
         config = self._parse(parser, words)
         verb = config.subcommand
         path = config[verb].ckpt_path
+        if config[verb].resume:
+            path = _run_to_resume(verb, config[verb])
         _check_model_is_named(verb, config[verb])
         defaults: dict[str, Any] = {}
         if path is not None:
-            self.checkpoint = runs.find_checkpoint(path, verb)
-            content = runs.read_checkpoint(self.checkpoint)
+            self.checkpoint, content = runs.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
+            self._unlogged = content.get(runs.UNLOGGED, {})
             if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
@@ -156,6 +169,7 @@ class VitclsCLI(LightningCLI):
             raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
+        self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
         self.config = config
 
     def _parse_with_defaults(
@@ -227,21 +241,22 @@ class VitclsCLI(LightningCLI):
         name = self._chosen.run_name
         if not is_first_process():
             return root / name  # nothing is written by the other processes
+        if self._resumes and (root / name).is_dir():
+            runs.check_unused(root / name)
+            return root / name
         self._claimed.append(runs.claim_run_folder(root, name))
         return self._claimed[-1]
 
     # -- before and after the verbs -----------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Find the learning rate if asked; keep the curves of a run that is resumed, and do not repeat its dropout."""
+        """Find the learning rate if asked; keep the learning curves of the run that is resumed."""
         said = self.config[self.subcommand]
-        if said.lr_find and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if said.lr_find and self.checkpoint is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             said.model.lr = self.model.hparams["lr"] = find_rate(self.model, self.datamodule, self.trainer, self.run)
-            said.lr_find = False  # config.yaml trains the same model again
-        if self.checkpoint is not None:
-            torch.manual_seed(int(self.config[self.subcommand].seed_everything) + self._steps_before)
+        said.lr_find = False  # config.yaml trains the same model again
         if self.run is not None and is_first_process():
-            records.restore_history(self.trainer.loggers, self.run, self._steps_before)
+            records.restore_history(self.trainer.loggers, self.run, self._steps_before, self._unlogged)
 
     def after_fit(self) -> None:
         """From the best weights: `model/`, checked by a reload, and the figures.
@@ -252,7 +267,10 @@ class VitclsCLI(LightningCLI):
         if self.run is None:
             return
         nothing_trained = self.trainer.global_step == self._steps_before
-        if nothing_trained and (self.checkpoint is None or (self.run / runs.MODEL).is_dir()):
+        if nothing_trained and self._resumes and records.is_finished(self.run):
+            log.info("the run is finished: %s", self.run)
+            return
+        if nothing_trained and (self.checkpoint is None or records.is_finished(self.run)):
             limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps", "limit_train_batches")}
             allowed = ", ".join(f"--trainer.{name} {value}" for name, value in limits.items())
             raise UserError(
@@ -286,7 +304,7 @@ def run_verb(words: list[str]) -> int:
 
     Raises:
         UserError: a mistake of the user.
-        KeyboardInterrupt: Ctrl-C, after everything was put in order.
+        KeyboardInterrupt: Ctrl-C or another signal, after everything was put in order.
     """
     claimed: list[Path] = []
     try:
@@ -295,13 +313,25 @@ def run_verb(words: list[str]) -> int:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError(" ".join(getattr(error, "__notes__", [str(error)])), of_one_process=True) from error
+    except SIGTERMException as error:  # how Lightning ends outside training
+        raise Interrupted(signal.SIGTERM) from error
     except SystemExit as error:
-        if error.code:  # how Lightning ends after Ctrl-C; --help and --print_config end with 0
-            raise KeyboardInterrupt from error
+        if error.code:  # how Lightning ends after an interruption; --help and --print_config end with 0
+            raise (error.__context__ if isinstance(error.__context__, Interrupted) else KeyboardInterrupt()) from error
     finally:
         for folder in claimed:
             runs.discard_if_unused(folder)
     return 0
+
+
+def _run_to_resume(verb: str, said: Namespace) -> str | None:
+    """The folder that --resume goes on in; None where nothing has been saved there yet."""
+    if verb != "fit":
+        raise UserError(f"--resume belongs to fit; {verb} trains nothing.")
+    if said.ckpt_path is not None:
+        raise UserError("--resume finds the checkpoint by --run_name; leave --ckpt_path out, or --resume.")
+    folder = Path(said.trainer.default_root_dir).expanduser() / said.run_name
+    return str(folder) if any((folder / name).is_file() for name in runs.CHECKPOINTS) else None
 
 
 def _check_model_is_named(verb: str, said: Namespace) -> None:

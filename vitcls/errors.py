@@ -19,6 +19,18 @@ class UserError(ValueError):
         self.of_one_process = of_one_process
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a training between two steps.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class BadImageError(ValueError):
     """An image that cannot be decoded; the message is the cause, without the file's name."""
 

@@ -161,6 +161,7 @@ class StageMetrics(nn.Module):
 
     def __init__(self, task: Task, num_classes: int, stage: str) -> None:
         super().__init__()
+        self._stage = stage
         # Not Lightning's own epoch mean: over two processes it counts 31 images as 2 x 15 (the mean
         # count is kept as an integer), and the loss was 3 % off.
         self.loss = MeanMetric(nan_strategy=float("nan"))  # a NaN stays one
@@ -176,7 +177,10 @@ class StageMetrics(nn.Module):
                 of logits that happen to lie in 0..1 for such.
             labels: (B,) int64; multilabel: (B, K) int64 of 0 and 1.
         """
-        self.loss.update(loss.detach(), weight=len(labels))
+        loss, weight = loss.detach(), torch.full((), float(len(labels)), device=loss.device)
+        if self._stage == "train":  # a step whose loss is not finite is left out, and counted elsewhere
+            loss, weight = loss.nan_to_num(0.0, 0.0, 0.0), weight * loss.isfinite()
+        self.loss.update(loss, weight=weight)
         self.figures.update(scores.detach(), labels)
         if self._of_labels:
             self._of_labels.update(scores.detach(), labels)

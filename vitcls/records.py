@@ -33,11 +33,9 @@ def write_start(run: Path, config: str, splits: Mapping[str, Split | StreamedSpl
         splits: by role.
         data: the datamodule's arguments, of which the seed of the splits is kept.
     """
-    runs.keep_aside(run / runs.CONFIG)
-    runs.keep_aside(run / runs.SPLITS)
-    (run / runs.CONFIG).write_text(config, encoding="utf-8")
     record = {"split_seed": data["split_seed"], **{role: split.record() for role, split in splits.items()}}
-    (run / runs.SPLITS).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    runs.write_anew(run / runs.CONFIG, config)
+    runs.write_anew(run / runs.SPLITS, json.dumps(record) + "\n")
 
 
 def check_same_data(run: Path, splits: Mapping[str, Split | StreamedSplit]) -> None:
@@ -64,26 +62,31 @@ def check_same_data(run: Path, splits: Mapping[str, Split | StreamedSplit]) -> N
             )
 
 
-def restore_history(loggers: list[Logger], run: Path, steps: int) -> None:
+def restore_history(loggers: list[Logger], run: Path, steps: int, unlogged: Mapping[str, float]) -> None:
     """Carry the metrics.csv of a resumed run on: Lightning's CSVLogger would start it anew.
 
     Args:
         loggers: of the trainer.
         run: the folder.
         steps: that the checkpoint has had; rows of later ones are of a training that was lost.
+        unlogged: the row of the checkpoint's epoch, if it ended there; a training that was killed has not logged it.
     """
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
-            rows = _history(run / runs.HISTORY)
+            aside = _aside(run)
+            rows = _history(aside)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Experiment logs directory")
-                _ = logger.experiment  # removes the file, whose rows are in memory
+                _ = logger.experiment  # would remove the file
             for row in rows:
                 step = int(row.pop("step"))
                 if step >= steps:
                     continue
                 logger.log_metrics({k: _number(v) for k, v in row.items() if v}, step)
+            if unlogged and not any(row.get("train/loss") and row["epoch"] == str(unlogged["epoch"]) for row in rows):
+                logger.log_metrics(dict(unlogged), steps - 1)
             logger.save()
+            aside.unlink(missing_ok=True)
 
 
 def write_end(run: Path, datamodule: ImageDataModule) -> None:
@@ -121,8 +124,19 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
             **_f1_of_labels("val", of_labels),
         },
     )
-    log.info(
-        "%s is of epoch %d: %s", kept.file.name, content["epoch"], ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
+    told = ", ".join(f"{k} {v:.4f}" for k, v in figures.items()) or "not validated"
+    log.info("%s is of epoch %d: %s", kept.file.name, content["epoch"], told)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether `write_end` has come to its end since the kept checkpoint was written."""
+    kept = _best_or_last(run)
+    written = runs.read_metrics(run).get("validation", {})
+    return (
+        kept is not None
+        and (run / runs.MODEL).is_dir()
+        and written.get("checkpoint") == kept.file.name
+        and written.get("step") == runs.read_checkpoint(kept)["global_step"]
     )
 
 
@@ -182,11 +196,20 @@ def _best_or_last(run: Path) -> runs.Checkpoint | None:
     return runs.Checkpoint(run / runs.LAST, run)
 
 
+def _aside(run: Path) -> Path:
+    """Where the curves of before are while they are written anew; also after a kill meanwhile."""
+    aside = run / f".{runs.HISTORY}{runs.PART}"
+    if (run / runs.HISTORY).is_file() and not aside.exists():
+        (run / runs.HISTORY).rename(aside)
+    return aside
+
+
 def _history(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+        rows = list(csv.DictReader(lines))
+    return [row for row in rows if (row.get("step") or "").isdigit()]  # a killed process may have left half a line
 
 
 def _number(text: str) -> float:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ THRESHOLDS = "thresholds.json"
 HISTORY = "metrics.csv"
 BEST = "best.ckpt"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # the last.ckpt before it, while training
+CHECKPOINTS = (LAST, PREVIOUS, BEST)  # from which a run goes on: the first that is whole
+PART = ".part"  # ends the name of a file that is being written
 MODEL = "model"
 RECORD = "vitcls"  # key of a checkpoint under which it tells about itself
+UNLOGGED = "unlogged"  # and of the figures of its epoch, which are logged after it was written
 
 
 @dataclass(frozen=True)
@@ -69,21 +74,53 @@ def discard_if_unused(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def find_checkpoint(path: str, verb: str) -> Checkpoint:
-    """What `--ckpt_path` means: a .ckpt, or the last (fit) or best (otherwise) one of a run folder.
+def check_unused(folder: Path) -> None:
+    """Refuse to start a run in a folder that holds more than a run leaves before its first checkpoint.
 
     Raises:
-        UserError: there is none.
+        UserError: names what is there.
+    """
+    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, "events.out.tfevents.*", f".*{PART}")
+    others = sorted(file.name for file in folder.iterdir() if not any(file.match(pattern) for pattern in own))
+    if others:
+        raise UserError(
+            f"--resume cannot start in {folder}, which holds {listing(others, 4)} and no checkpoint of a run; give "
+            "another --run_name."
+        )
+
+
+def open_checkpoint(path: str, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
+    """What `--ckpt_path` means, and its content: a .ckpt, or the last (fit) or best (otherwise) one of a run folder.
+
+    Where a run is to go on and its last checkpoint is damaged or gone, the one before it is taken, or else the best.
+
+    Raises:
+        UserError: there is none, or none that can be read.
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        return Checkpoint(_checkpoint_of_run(place, verb), place)
+        return _first_whole([Checkpoint(file, place) for file in _checkpoints_of_run(place, verb)])
     if place.is_file():
-        folder = place.parent
-        return Checkpoint(place, folder if (folder / CONFIG).is_file() else None)
+        checkpoint = Checkpoint(place, place.parent if (place.parent / CONFIG).is_file() else None)
+        return checkpoint, read_checkpoint(checkpoint)
     raise UserError(
         f"--ckpt_path {path!r} does not exist; give a run folder or a .ckpt file{_known_runs(place.parent)}."
     )
+
+
+def _first_whole(candidates: list[Checkpoint]) -> tuple[Checkpoint, dict[str, Any]]:
+    for older, checkpoint in enumerate(candidates, 1):
+        try:
+            content = read_checkpoint(checkpoint)
+        except UserError as error:
+            if older == len(candidates):
+                raise
+            log.warning("%s Trying %s.", error, candidates[older].file.name)
+            continue
+        if older > 1 or checkpoint.file.name == PREVIOUS:
+            log.warning("going on from %s, of step %d", checkpoint.file, content["global_step"])
+        return checkpoint, content
+    raise AssertionError("there is at least one candidate")
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -93,8 +130,12 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: not a checkpoint, or a damaged one.
     """
     try:
+        with zipfile.ZipFile(checkpoint.file) as archive:
+            damaged = archive.testzip()  # torch reads wrong bytes without a word
+        if damaged is not None:
+            raise ValueError(f"wrong bytes in its part {damaged}")
         content = torch.load(checkpoint.file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for broken archives
+    except Exception as error:  # zipfile and torch raise many kinds for broken archives
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"The checkpoint {checkpoint.file} cannot be read ({reason}); it may be damaged.") from error
     if not isinstance(content, dict) or not {"hyper_parameters", RECORD} <= content.keys():
@@ -114,13 +155,21 @@ def read_config(run: Path) -> dict[str, Any]:
     return content
 
 
-def keep_aside(file: Path) -> None:
-    """Rename a file that is to be written anew: config.yaml becomes config.1.yaml, .2, ..."""
-    number = 1
-    while file.exists() and (aside := file.with_suffix(f".{number}{file.suffix}")):
-        if not aside.exists():
-            file.rename(aside)
-        number += 1
+def write_anew(file: Path, text: str) -> None:
+    """Write a file whose former content is kept aside where it was another: config.yaml as config.1.yaml, .2, ..."""
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        number = 1
+        while (aside := file.with_suffix(f".{number}{file.suffix}")).exists():
+            number += 1
+        shutil.copy2(file, aside)
+    write_text(file, text)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file at once: whoever reads it, and whoever is killed meanwhile, finds the former one or this one."""
+    part = file.with_name(f".{file.name}{PART}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -145,24 +194,27 @@ def _read_json(file: Path) -> dict[str, Any]:
 def write_metrics(run: Path, section: str, figures: dict[str, Any]) -> None:
     """Put a section into `metrics.json`, leaving the others as they are."""
     content = {**read_metrics(run), section: figures}
-    (run / METRICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(run / METRICS, json.dumps(content, indent=2) + "\n")
 
 
 def write_thresholds(run: Path, thresholds: dict[str, float]) -> None:
     """Write `thresholds.json`: the name of each label and its threshold."""
-    (run / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
+    write_text(run / THRESHOLDS, json.dumps(thresholds, indent=2) + "\n")
 
 
-def _checkpoint_of_run(run: Path, verb: str) -> Path:
-    wanted = LAST if verb == "fit" else BEST
-    if (run / wanted).is_file():
-        return run / wanted
-    if (run / LAST).is_file():
-        log.warning("%s has no %s (no epoch was validated): %s takes its place", run, BEST, LAST)
-        return run / LAST
+def _checkpoints_of_run(run: Path, verb: str) -> list[Path]:
+    """Those that serve a verb, the one that is meant first."""
+    if verb == "fit":
+        found = [run / name for name in CHECKPOINTS if (run / name).is_file()]
+    else:
+        found = [run / name for name in (BEST, LAST) if (run / name).is_file()][:1]
+        if found == [run / LAST]:
+            log.warning("%s has no %s (no epoch was validated): %s takes its place", run, BEST, LAST)
+    if found:
+        return found
     there = sorted(f.name for f in run.glob("*.ckpt"))
     if there:
-        raise UserError(f"The run {run} has no {wanted}, but {listing(there)}; give that file with --ckpt_path.")
+        raise UserError(f"The run {run} has no {LAST}, but {listing(there)}; give that file with --ckpt_path.")
     raise UserError(f"The folder {run} holds no checkpoint{_known_runs(run)}.")
 
 

@@ -9,7 +9,16 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from vitcls.callbacks import ConfiguredPatience, DataWait, GracefulInterrupt, RunCheckpoint
+from vitcls.callbacks import (
+    AverageIsKept,
+    BadSteps,
+    ConfiguredPatience,
+    DataWait,
+    EpochSoFar,
+    GracefulInterrupt,
+    GradientCheck,
+    RunCheckpoint,
+)
 from vitcls.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -45,7 +54,8 @@ def run_loggers(configured: Any, run: Path, steps: int) -> list[Logger] | bool:
 
 def fit_callbacks(configured: list[Callback], run: Path, own: list[RunCheckpoint]) -> list[Callback]:
     """What a fit has besides the configured callbacks; checkpoints without a folder get the run's."""
-    added: list[Callback] = [GracefulInterrupt(), ConfiguredPatience()]
+    every = (GradientCheck, BadSteps, EpochSoFar, GracefulInterrupt, ConfiguredPatience, AverageIsKept)
+    added: list[Callback] = [callback() for callback in every]
     if not any(isinstance(c, DataWait) for c in configured):
         added.append(DataWait())
     if not any(isinstance(c, RunCheckpoint) for c in configured):

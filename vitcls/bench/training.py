@@ -119,7 +119,7 @@ def time_training(model: ViTClassifier, options: Namespace, run: Path) -> Traini
         callbacks=[*callbacks, *own],
         devices=1,
     )
-    restore_history(trainer.loggers, run, 0)  # as a fit begins
+    restore_history(trainer.loggers, run, 0, {})  # as a fit begins
     trainer.fit(model, ReadyData(options.batches, options.batch_size, options.classes))
     return Training(rounds.fit, rounds.bare)
 

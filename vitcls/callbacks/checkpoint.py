@@ -4,15 +4,19 @@ import logging
 import os
 import shlex
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from vitcls.callbacks.checkpoint_io import AtomicCheckpointIO, remove_unfinished
+from vitcls.callbacks.interrupt import can_be_left
 from vitcls.data.dead_workers import DeadWorkerError
 from vitcls.errors import UserError
-from vitcls.runs import BEST, LAST
+from vitcls.runs import BEST, LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +24,10 @@ log = logging.getLogger(__name__)
 class RunCheckpoint(ModelCheckpoint):
     """ModelCheckpoint with the files of a run folder: the best by a metric, and the last.
 
-    An interrupted training saves last.ckpt before it ends. A run folder that was moved or renamed
-    keeps its best score when it is resumed.
+    last.ckpt is saved after each epoch, in a long epoch also between two of its optimiser steps, and before an
+    interrupted training ends. While the training runs, previous.ckpt is the last.ckpt before it, for the case that
+    the disk loses the newer one; so the folder takes the room of three checkpoints, and of a fourth while one is
+    written. A run folder that was moved or renamed keeps its best score when it is resumed.
 
     Args:
         monitor: validation metric that chooses the best epoch; `epoch` keeps the last one, whatever its figures.
@@ -29,6 +35,8 @@ class RunCheckpoint(ModelCheckpoint):
         tie_break: metric whose smaller value decides between epochs with the same score. A small
             validation set makes ties: of 50 images, one is 2 points of accuracy.
         dirpath: folder; not given: the run folder.
+        every_minutes: how old last.ckpt may become within an epoch, above 0: what a crash costs.
+        every_n_steps: the same in optimiser steps, at least 1; not given: time alone counts.
     """
 
     def __init__(
@@ -37,6 +45,8 @@ class RunCheckpoint(ModelCheckpoint):
         mode: Literal["min", "max"] = "max",
         tie_break: str = "val/loss",
         dirpath: str | None = None,
+        every_minutes: float = 15.0,
+        every_n_steps: int | None = None,
     ) -> None:
         super().__init__(
             dirpath=dirpath,
@@ -47,7 +57,48 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.tie_break = tie_break
+        self.every_minutes = every_minutes
+        self.every_n_steps = every_n_steps
         self._best_tie_break = float("inf")
+        self._last_saved: tuple[float, int | None] = (monotonic(), None)  # time, and the optimiser step
+        self._files = AtomicCheckpointIO()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have checkpoints written whole or not at all.
+
+        Raises:
+            UserError: an interval is out of range.
+        """
+        if not self.every_minutes > 0 or (self.every_n_steps is not None and self.every_n_steps < 1):
+            raise UserError(
+                f"RunCheckpoint saves every {self.every_minutes} minutes and {self.every_n_steps} steps: every_minutes "
+                "must be above 0, every_n_steps at least 1 or null."
+            )
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
+            trainer.strategy.checkpoint_io = self._files
+        if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
+            remove_unfinished(Path(self.dirpath))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The age of last.ckpt counts from here."""
+        super().on_train_start(trainer, pl_module)
+        self._last_saved = (monotonic(), trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save last.ckpt where it is due; after an epoch's last step its end does so anyway."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not can_be_left(trainer, batch_idx) or _logs_now(trainer):
+            return
+        if trainer.strategy.reduce_boolean_decision(self._is_due(trainer.global_step), all=False):
+            self._save_last(trainer)
+
+    def _is_due(self, step: int) -> bool:
+        saved_at, saved_step = self._last_saved
+        by_steps = self.every_n_steps is not None and step - (saved_step or 0) >= self.every_n_steps
+        return by_steps or monotonic() - saved_at >= 60 * self.every_minutes
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether this epoch is the best so far."""
@@ -65,30 +116,47 @@ class RunCheckpoint(ModelCheckpoint):
         ModelCheckpoint's own `save_last` leaves out epochs that are not the best: its "last" is the
         last best, and a resume would silently throw the epochs after it away.
         """
-        loss = trainer.callback_metrics.get("train/loss")
-        if loss is not None and not bool(loss.isfinite()):
-            raise UserError(
-                f"The training diverged: its loss is {loss.item()} at step {trainer.global_step}. Lower --model.lr, "
-                "lengthen the warm-up or clip gradients (--trainer.gradient_clip_val 1.0). Checkpoints of earlier "
-                "epochs are kept."
-            )
-        super().on_train_epoch_end(trainer, pl_module)
-        if not getattr(trainer, "fast_dev_run", False):
-            self._save_last(trainer)
+        was_validated = self.monitor in trainer.callback_metrics or not str(self.monitor).startswith("val/")
+        if was_validated:  # not where trainer.max_steps ends within an epoch: Lightning would warn of the monitor
+            super().on_train_epoch_end(trainer, pl_module)
+        self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The training is over and its last.ckpt on the disk: the one before it is of no more use."""
+        super().on_train_end(trainer, pl_module)
+        self._raise_unwritten(trainer)
+        if trainer.is_global_zero and self.dirpath is not None and (Path(self.dirpath) / LAST).is_file():
+            (Path(self.dirpath) / PREVIOUS).unlink(missing_ok=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save last.ckpt where the weights are whole: the user interrupts, or a process that decodes died."""
         if trainer.global_step and (isinstance(exception, KeyboardInterrupt) or _between_steps(exception, trainer)):
-            self._save_last(trainer)
+            if self._last_saved[1] not in (None, trainer.global_step):  # None: nothing has been trained yet
+                self._save_last(trainer)
             log.info(
                 "interrupted after step %d; go on with: python -m vitcls fit --ckpt_path %s",
                 trainer.global_step,
                 shlex.quote(os.path.relpath(str(self.dirpath))),
             )
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def last_saved(self) -> str | None:
+        """The file of the last checkpoint and its step, for a sentence; None where there is none."""
+        file, step = Path(str(self.dirpath)) / LAST, self._last_saved[1]
+        return f"{file}, of step {step}" if step and file.is_file() else None
+
+    def _save_last(self, trainer: Any) -> None:
+        if trainer.fast_dev_run:
+            return
         assert self.dirpath is not None, "ModelCheckpoint.setup resolves it"
         trainer.save_checkpoint(Path(self.dirpath) / LAST)
+        self._last_saved = (monotonic(), trainer.global_step)
+        self._raise_unwritten(trainer)
+
+    def _raise_unwritten(self, trainer: Trainer) -> None:
+        """End all processes where the first one, which writes, could not."""
+        reason = trainer.strategy.broadcast(self._files.unwritten)
+        if reason:
+            raise UserError(reason)
 
     def state_dict(self) -> dict[str, Any]:
         """ModelCheckpoint's, and the tie-breaking value of the best epoch."""
@@ -112,6 +180,14 @@ class RunCheckpoint(ModelCheckpoint):
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         scores = {moved(path): score for path, score in state["best_k_models"].items()}
         return {**state, "dirpath": now, "best_k_models": scores, **{k: moved(state[k]) for k in paths}}
+
+
+def _logs_now(trainer: Any) -> bool:
+    """Whether the figures of this step are about to be logged: a crash between would leave them out of the curves.
+
+    Where each step is logged, there is no better one to wait for.
+    """
+    return trainer.log_every_n_steps > 1 and trainer.global_step % trainer.log_every_n_steps == 0
 
 
 def _between_steps(exception: BaseException, trainer: Trainer) -> bool:

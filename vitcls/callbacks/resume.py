@@ -1,9 +1,11 @@
-"""After a resume, what the user says now counts."""
+"""What a resume takes from the user, and not from the checkpoint; and what it must not lose."""
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+
+from vitcls.errors import UserError
 
 
 class ConfiguredPatience(Callback):
@@ -24,6 +26,23 @@ class ConfiguredPatience(Callback):
         """Put it back."""
         for callback in _early_stoppings(trainer):
             callback.patience = self._patience[id(callback)]
+
+
+class AverageIsKept(Callback):
+    """Refuses to go on without AveragedWeights where it was trained with it: the weights would be the average."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look at what the checkpoint holds.
+
+        Raises:
+            UserError: it holds an average that nothing here would keep.
+        """
+        averages = any(isinstance(c, WeightAveraging) for c in cast(Any, trainer).callbacks)
+        if "current_model_state" in checkpoint and not averages:
+            raise UserError(
+                "The run keeps an average of its weights (AveragedWeights), and this resume has no such callback: it "
+                "would go on from the average. Add it again (--config configs/overlays/ema.yaml), or start a new run."
+            )
 
 
 def _early_stoppings(trainer: Any) -> list[EarlyStopping]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import islice
@@ -37,6 +36,7 @@ from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import ImageRows, Images
 from vitcls.data.sampling import Draw, SharedEvenly, check_enough
+from vitcls.data.seeding import run_seed
 from vitcls.data.splits import Split
 from vitcls.data.streamed import StreamedSplit
 from vitcls.data.training import training_rows
@@ -257,7 +257,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
+        seed = run_seed()
         processes, rank = self._attached.world_size, self._attached.global_rank
         self._mixer = mixer_of(self.hparams, len(self.labels or ()), (seed, rank))
         images, feature_epochs = self._images.get("train"), self._feature_epochs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
-from vitcls.errors import UserError
+from vitcls.errors import UserError, check_range
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import (
@@ -98,6 +98,8 @@ class ViTClassifier(OptimisedModule):
             Validation and test measure the plain loss.
         optimizer: another optimiser than AdamW, by class path, such as `torch.optim.SGD` or
             `torch.optim.Adafactor`; rate and decay stay `lr` and `weight_decay`.
+        max_bad_steps: optimiser steps of a fit that may be left out because their loss or gradient is NaN or infinite;
+            the next one ends the training.
         loss: what training minimises, where it is not the plain loss of the task.
         distill: a larger classifier to learn from, besides the labels; none where it is not given.
         task: `multiclass`: an image has one class (softmax, cross entropy, accuracy); `multilabel`: any
@@ -137,6 +139,7 @@ class ViTClassifier(OptimisedModule):
         decay_fraction: float = 0.2,
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory | None = None,
+        max_bad_steps: int = 0,
         loss: Loss | None = None,
         distill: Distill | None = None,
         task: Task = "multiclass",
@@ -155,6 +158,7 @@ class ViTClassifier(OptimisedModule):
         check_rates(head_lr, layer_decay, adapter, train)
         check_freezing(freeze_epochs, train)
         check_last_blocks(last_blocks, architecture, adapter, train)
+        check_range("model.max_bad_steps", max_bad_steps, max_bad_steps >= 0, "at least 0")
         check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
         check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only

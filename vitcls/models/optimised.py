@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from vitcls.data.seeding import seed_draws
 from vitcls.errors import UserError
 from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.network import drop_gradients_below_head, hold_frozen_statistics
@@ -18,6 +19,7 @@ from vitcls.optim import (
     parameter_groups,
     warmup_steps,
 )
+from vitcls.types import Batch
 
 
 class OptimisedModule(LightningModule):
@@ -52,6 +54,10 @@ class OptimisedModule(LightningModule):
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         check_clipping(optimizer, self.trainer.gradient_clip_val, str(self.trainer.precision))  # type: ignore[arg-type]
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let dropout follow from the seed, the process, the epoch and the batch alone: a resume draws the same."""
+        seed_draws(self.trainer.global_rank, self.current_epoch, batch_idx)
 
     def on_train_epoch_start(self) -> None:
         """Hold what is frozen in the first epochs as it is."""

@@ -11,7 +11,7 @@ from vitcls.errors import UserError, listing
 from vitcls.models.features import feature_width, inputs_of_head
 from vitcls.models.input_size import at_size
 from vitcls.models.network import labels_of_config, load_config
-from vitcls.runs import find_checkpoint, read_checkpoint
+from vitcls.runs import open_checkpoint
 from vitcls.types import Task
 
 
@@ -104,8 +104,7 @@ def load_teacher(name: str, revision: str | None, classifier: Any, labels: list[
 def _build(name: str, revision: str | None, classifier: Any, labels: list[str] | None) -> Any:
     place = Path(name).expanduser()
     if place.suffix == ".ckpt" or any(place.glob("*.ckpt")):
-        checkpoint = find_checkpoint(name, "test")
-        read_checkpoint(checkpoint)  # says readably what is wrong with a file that is damaged or another's
+        checkpoint, _ = open_checkpoint(name, "test")  # says readably what is wrong with a file
         return classifier.load_from_checkpoint(checkpoint.file, map_location="cpu", weights_only=True)
     try:
         return _of_transformers(name, revision, classifier, labels)
