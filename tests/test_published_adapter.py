@@ -125,12 +125,7 @@ def test_the_names_of_the_guides_are_understood(vit, tmp_path):
     "method", ["dora", "rslora", "pissa", "loha", "lokr", "oft", "boft", "vera", "ia3", "fourierft"]
 )
 def test_other_methods_on_layers_that_were_all_called_dense(method, vit, tmp_path):
-    values = {
-        "boft": {"block_size": 4, "dropout": 0.0},
-        "oft": {"block_size": 8, "dropout": 0.0},
-        "ia3": {},
-        "fourierft": {"frequencies": 16},
-    }
+    values = {"boft": {"block_size": 4}, "oft": {"block_size": 8}, "ia3": {}, "fourierft": {"frequencies": 16}}
     lora = LoRA(method=method, targets=["o_proj", "fc1", "fc2"], **values.get(method, {"r": 4}))
     logits = publish("vit", tmp_path, lora, vit, words=["dense"])
     if method == "ia3":

@@ -12,6 +12,7 @@ import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_record, spec_of_size
 from vitcls.errors import UserError, listing
 from vitcls.metrics import StageMetrics
+from vitcls.models import adaptive_rank
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import (
     check_freezing,
@@ -136,7 +137,7 @@ class ViTClassifier(OptimisedModule):
         check_network(checkpoint, architecture, adapter, train, image_size)
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
         check_rates(head_lr, layer_decay, adapter, train)
-        check_freezing(freeze_epochs, train)
+        check_freezing(freeze_epochs, train, adapter)
         check_last_blocks(last_blocks, architecture, adapter, train)
         check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
         check_thresholds(thresholds, task)
@@ -298,7 +299,7 @@ class ViTClassifier(OptimisedModule):
         """The loss of a batch, weighed for its accumulation window."""
         loss = self._measure("train", batch)
         self.log("train/loss_step", loss, prog_bar=True)
-        return self._window.weigh(loss, len(batch["labels"]))
+        return self._window.weigh(loss + adaptive_rank.penalty(self.network), len(batch["labels"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch."""
@@ -384,6 +385,7 @@ class ViTClassifier(OptimisedModule):
             "precision": str(self.trainer.precision),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "of_labels": self.figures_of_labels.get("val", {}),
+            "ranks": adaptive_rank.state_of(self.network),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -395,6 +397,7 @@ class ViTClassifier(OptimisedModule):
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
         if self._is_fitting() and checkpoint.get("optimizer_states"):
             check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
+        adaptive_rank.restore(self.network, checkpoint[RECORD].get("ranks", {}))
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

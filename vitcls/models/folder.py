@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from vitcls.data.preprocess import processor_of_spec
+from vitcls.models.adaptive_rank import note_ranks
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.network import quiet_transformers
 from vitcls.models.peft_methods import can_merge, quiet_peft
@@ -29,6 +30,8 @@ def write_model_folder(model: ViTClassifier, folder: Path) -> None:
     network, adapted = model.network, _stays_adapter(model.network)
     if isinstance(network, PeftModel) and not adapted:
         network = deepcopy(network).merge_and_unload()
+    if adapted:
+        note_ranks(network)
     with quiet_transformers():
         network.save_pretrained(folder)
     if adapted:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    AdaLoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
@@ -167,6 +174,8 @@ def _config_for(published: PeftConfig, layers: dict[str, str]) -> PeftConfig:
         words["init_lora_weights"] = True
     for pattern in ("rank_pattern", "alpha_pattern"):
         words[pattern] = _by_layer(getattr(config, pattern, None) or {}, layers)
+    if isinstance(config, AdaLoraConfig) and config.rank_pattern:
+        words["rank_pattern"] = {f"{name}.lora_E": config.rank_pattern[f"{old}.lora_E"] for name, old in layers.items()}
     inner = getattr(config, "feedforward_modules", None) or []
     words["feedforward_modules"] = [name for name, old in layers.items() if _is_chosen(inner, old)]
     for word in (word for word in words if hasattr(config, word)):
