@@ -10,9 +10,9 @@ import torch
 from peft import AdaLoraConfig, AdaLoraModel
 from torch import Tensor
 
-# Shares of all steps. The paper's tasks (appendix, table of hyper-parameters) warm up for about a tenth of their steps
-# and leave the ranks alone for the last two fifths or more.
-WARMUP_SHARE, FINAL_SHARE = 0.1, 0.4
+# Shares of all steps: in the first all triplets train, in the last the ranks stay. The authors' scripts have 12 to 17 %
+# and 44 to 52 % (RTE 600 and 1,800 of 3,900 steps, MRPC of 3,450; SST-2 6,000 and 22,000 of 50,500).
+WARMUP_SHARE, FINAL_SHARE = 0.15, 0.45
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 _PLAN = ("total_step", "tinit", "tfinal", "rank_pattern")
 
@@ -36,8 +36,8 @@ def plan_ranks(network: Any, steps: int) -> None:
 def penalty(network: Any) -> Tensor | float:
     """What training adds to its loss: how far the singular vectors are from orthogonal (equation 4); () float.
 
-    As peft computes it, in a forward that a plain PeftModel goes past (0.21): `orth_reg_weight` times the mean, over all
-    matrices, of the Frobenius norm.
+    As peft computes it, in a forward that a plain PeftModel goes past (0.21): `orth_reg_weight` times the mean of the
+    Frobenius norms of all matrices.
     """
     model = adaptive(network)
     if model is None:

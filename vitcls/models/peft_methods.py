@@ -78,8 +78,8 @@ METHODS: dict[MethodName, Method] = {
     # 2404.02948; the exact singular values, since those of `pissa_niter_*` are drawn anew at each load.
     "pissa": Method(LoraConfig, _LORA, {"init_lora_weights": "pissa"}),
     "olora": Method(LoraConfig, _LORA, {"init_lora_weights": "olora"}),  # 2406.01775
-    # 2303.10512, section 3.3: the first rank is one and a half times the last. Its steps are counted in training.
-    "adalora": Method(AdaLoraConfig, _ADALORA, {"total_step": 1}),
+    # 2303.10512; the penalty's weight is that of most of the authors' scripts (peft: 0.5). Training sets the steps.
+    "adalora": Method(AdaLoraConfig, _ADALORA, {"orth_reg_weight": 0.1, "total_step": 1}),
     "loha": Method(LoHaConfig, _LYCORIS, layers=_WITH_CONV),  # 2108.06098
     "lokr": Method(LoKrConfig, _LYCORIS, layers=_WITH_CONV),  # 2309.14859
     "oft": Method(OFTConfig, _OFT, divides=True),  # 2306.07280
@@ -107,7 +107,7 @@ def config_of(name: MethodName, values: dict[str, Any], targets: list[str], head
         theirs: values[ours] for ours, theirs in method.fields.items() if values[ours] is not None
     } | method.fixed
     if name == "adalora":
-        own["init_r"] = ceil(1.5 * values["r"])
+        own["init_r"] = ceil(1.5 * values["r"])  # as 12 to 8 by default in peft, and 2 to 1 in the authors' scripts
     if name == "ia3":
         own["feedforward_modules"] = [target for target in targets if target.rsplit(".", 1)[-1] in _FEEDFORWARD]
     return method.config(**own, target_modules=targets, modules_to_save=head)
