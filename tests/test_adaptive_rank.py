@@ -97,6 +97,20 @@ def test_ranks_end_at_their_mean_and_are_exported_and_merged(checkpoint, tmp_pat
         assert (again.eval()(PIXELS) - model.eval()(PIXELS)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 8])
+def test_a_training_that_is_made_longer_goes_on(epochs, checkpoint, tmp_path):
+    first = trained(checkpoint, epochs=4)
+    first.trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert content["vitcls"]["ranks"]["total_step"] == 8
+    model = ViTClassifier(str(checkpoint), adapter=LoRA(**ADALORA), warmup_steps=0)
+    trainer = Trainer(accelerator="cpu", max_epochs=4 + epochs, limit_val_batches=0, **QUIET)
+    trainer.fit(model, Noise(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert state_of(model.network)["total_step"] == 2 * (4 + epochs)
+    write_model_folder(model, tmp_path / "model")
+    assert reload_difference(model, tmp_path / "model", PIXELS) <= TOLERANCE
+
+
 def test_weights_that_are_no_longer_masked_are_exported_too(checkpoint, tmp_path):
     """As those of an average, which holds more singular values than the last step had."""
     model = trained(checkpoint, epochs=3)
