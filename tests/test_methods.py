@@ -19,7 +19,7 @@ from vitcls.optim import parameter_groups
 ADAPTERS = tuple(METHODS)
 # What a way is not for; the table of `python -m vitcls methods` has an empty place there.
 NOT_FOR = {("oft", "convnext"), *((way, "resnet") for way in ("pissa", "olora", "oft", "boft", "vera", "ln_tuning"))}
-NOT_FOR |= {("fourierft", "resnet")}
+NOT_FOR |= {("fourierft", "resnet"), ("adalora", "resnet")}
 # peft merges, and the model card promises it.
 MERGED = {(way, family) for way in ADAPTERS for family in FAMILIES} - NOT_FOR
 MERGED -= {("loha", "resnet"), ("lokr", "resnet"), ("ia3", "resnet")}

@@ -28,11 +28,17 @@ def check_rates(head_lr: float | None, layer_decay: float, adapter: object, trai
         )
 
 
-def check_freezing(freeze_epochs: int, train: str) -> None:
+def check_freezing(freeze_epochs: int, train: str, adapter: Any) -> None:
     """Refuse to freeze for a while what never trains."""
     check_range("model.freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
     if freeze_epochs and train == "head":
         raise UserError("--model.train head never trains anything else; set --model.freeze_epochs to 0.")
+    method = adapter.get("method") if isinstance(adapter, dict) else getattr(adapter, "method", None)
+    if freeze_epochs and method == "adalora":
+        raise UserError(
+            "--model.adapter.method adalora shares out the ranks from the first step on, which --model.freeze_epochs "
+            f"{freeze_epochs} would hold still; set it to 0, or take another method."
+        )
 
 
 def check_last_blocks(blocks: int | None, architecture: object, adapter: object, train: str) -> None:

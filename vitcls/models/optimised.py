@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from vitcls.data.seeding import seed_draws
 from vitcls.errors import UserError
+from vitcls.models.adaptive_rank import move_importance, plan_ranks, share_out
 from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.network import drop_gradients_below_head, hold_frozen_statistics
 from vitcls.optim import (
@@ -41,6 +42,7 @@ class OptimisedModule(LightningModule):
         rates = (self.hparams["lr"], self.hparams["weight_decay"])
         optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
         total = self._total_steps()
+        plan_ranks(self.network, total)
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
         shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
         scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total, *shape)
@@ -54,6 +56,7 @@ class OptimisedModule(LightningModule):
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         check_clipping(optimizer, self.trainer.gradient_clip_val, str(self.trainer.precision))  # type: ignore[arg-type]
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
+        move_importance(self.network, self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let dropout follow from the seed, the process, the epoch and the batch alone: a resume draws the same."""
@@ -76,6 +79,11 @@ class OptimisedModule(LightningModule):
             count = torch.tensor(images, dtype=torch.float32, device=self.device)
             images = float(self.trainer.strategy.reduce(count, reduce_op="mean"))
         self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
+
+    def optimizer_step(self, *args: Any, **words: Any) -> None:
+        """Step; Lightning drops the gradients only before the next one, so that AdaLoRA can weigh by them."""
+        super().optimizer_step(*args, **words)
+        share_out(self.network, self.trainer.global_step)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         lr = self.hparams["lr"]
