@@ -26,7 +26,7 @@ PUBLISHED_NAMES = {
 ALIASES = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "qv": ("q_proj", "v_proj"),
-    "mlp": ("fc1", "fc2", "pwconv1", "pwconv2", "weights_in", "weights_out"),  # also ConvNeXt's, and SwiGLU's
+    "mlp": ("fc1", "fc2", "pwconv1", "pwconv2", "gate_proj", "up_proj", "down_proj"),  # also ConvNeXt's, and SwiGLU's
 }
 ALL_LINEAR = "all-linear"
 # The layers that hold almost all weights and that peft can wrap.

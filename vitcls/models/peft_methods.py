@@ -78,7 +78,8 @@ METHODS: dict[MethodName, Method] = {
     # 2404.02948; the exact singular values, since those of `pissa_niter_*` are drawn anew at each load.
     "pissa": Method(LoraConfig, _LORA, {"init_lora_weights": "pissa"}),
     "olora": Method(LoraConfig, _LORA, {"init_lora_weights": "olora"}),  # 2406.01775
-    # 2303.10512; the penalty's weight is that of most of the authors' scripts (peft: 0.5). Training sets the steps.
+    # 2303.10512; the penalty's weight is that of the authors' scripts for MRPC and SST-2 (peft: 0.5). Training sets
+    # the steps.
     "adalora": Method(AdaLoraConfig, _ADALORA, {"orth_reg_weight": 0.1, "total_step": 1}),
     "loha": Method(LoHaConfig, _LYCORIS, layers=_WITH_CONV),  # 2108.06098
     "lokr": Method(LoKrConfig, _LYCORIS, layers=_WITH_CONV),  # 2309.14859
@@ -90,7 +91,7 @@ METHODS: dict[MethodName, Method] = {
     "fourierft": Method(FourierFTConfig, {"frequencies": "n_frequency", "bias": "bias"}),  # 2405.03003
 }
 # The second layer of a block's MLP: (IA)^3 scales what goes into it (section 3.3), of other layers what comes out.
-_FEEDFORWARD = ("fc2", "pwconv2", "weights_out")
+_FEEDFORWARD = ("fc2", "pwconv2", "down_proj")
 
 
 def config_of(name: MethodName, values: dict[str, Any], targets: list[str], head: list[str]) -> PeftConfig:
