@@ -1,11 +1,13 @@
 """Trainings in processes of their own that are really killed; forked, for to import all libraries takes seconds."""
 
+import json
 import os
 import resource
 import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import Callback
@@ -64,6 +66,36 @@ class KillAt(Callback):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
 
+class KillOnce(Callback):
+    """Kills one of several processes before the backward pass of a step, unless torchrun has already restarted them."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.place = (rank, step)
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        if not restarted and (trainer.global_rank, trainer.global_step) == self.place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KeepWrites(Callback):
+    """Notes the files and folders that this process makes, from its start to the end of the training."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.made: list[str] = []
+        sys.addaudithook(self.watch)
+
+    def watch(self, event: str, arguments: tuple) -> None:
+        writes = event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in ("w", "a", "x")
+        if (writes or event == "os.mkdir") and str(arguments[0]).startswith(str(self.folder)):
+            self.made.append(str(arguments[0]))
+
+    def teardown(self, trainer, pl_module, stage) -> None:
+        made = list(self.made)
+        (self.folder / f"writes.{trainer.global_rank}.json").write_text(json.dumps(made))
+
+
 def in_child(words: list[object], log: Path, limit: int | None = None) -> int:
     """Run a command line in a forked process; its exit status, or minus the signal that ended it.
 
@@ -72,7 +104,7 @@ def in_child(words: list[object], log: Path, limit: int | None = None) -> int:
         log: gets its standard output and error.
         limit: bytes that its files may have.
     """
-    return _ended(_start(words, log, {}, limit))
+    return ended(start(words, log, {}, limit))
 
 
 def in_two_children(words: list[object], log: Path, limit: int | None = None) -> int:
@@ -82,28 +114,36 @@ def in_two_children(words: list[object], log: Path, limit: int | None = None) ->
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     ranks = [shared | {"TORCHELASTIC_RUN_ID": "test", "RANK": rank, "LOCAL_RANK": rank} for rank in (0, 1)]
-    first, second = (_start(words, log.with_suffix(f".{rank['RANK']}"), rank, limit) for rank in ranks)
-    status = _ended(first)
+    first, second = (start(words, log.with_suffix(f".{rank['RANK']}"), rank, limit) for rank in ranks)
+    status = ended(first)
     log.write_text(log.with_suffix(".0").read_text() + log.with_suffix(".1").read_text())
     if status != 0:
         os.kill(second, signal.SIGKILL)
-    other = _ended(second)
+    other = ended(second)
     return status or other
 
 
-def _ended(child: int) -> int:
+def ended(child: int) -> int:
+    """Its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _start(words: list[object], log: Path, environment: dict[str, object], limit: int | None = None) -> int:
+def start(
+    words: list[object],
+    log: Path,
+    environment: dict[str, object],
+    limit: int | None = None,
+    run: Callable[[list[str]], int] = main,
+) -> int:
+    """Run a command line in a forked process, by `main` or what is given instead; its id."""
     child = os.fork()
     if child == 0:
         os.environ |= {name: str(value) for name, value in environment.items()}
-        _run(words, log, limit)
+        _run(words, log, limit, run)
     return child
 
 
-def _run(words: list[object], log: Path, limit: int | None) -> None:
+def _run(words: list[object], log: Path, limit: int | None, run: Callable[[list[str]], int]) -> None:
     status = 99
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -112,7 +152,7 @@ def _run(words: list[object], log: Path, limit: int | None) -> None:
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        status = main([str(word) for word in words])
+        status = run([str(word) for word in words])
     except BaseException:  # noqa: BLE001 - nothing of the child may reach pytest
         traceback.print_exc()
     finally:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "vitcls").rglob("*.py"))
 # From the bottom up; a module imports from its own layer and those before it. vitcls/README.md draws this.
 LAYERS = (
-    ("vitcls", "vitcls.errors", "vitcls.types", "vitcls.processes", "vitcls.runs"),
+    ("vitcls", "vitcls.errors", "vitcls.types", "vitcls.processes", "vitcls.runs", "vitcls.together"),
     ("vitcls.data", "vitcls.metrics", "vitcls.optim"),
     ("vitcls.models",),
     ("vitcls.callbacks",),

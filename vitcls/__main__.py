@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vitcls import __version__
-from vitcls.errors import UserError, suggestion
-from vitcls.processes import is_first_process
+from vitcls.errors import LostProcessError, UserError, suggestion
+from vitcls.processes import is_first_of_machine, is_first_process
 
 VERBS = {
     "check": "read every image of a configuration and say what is wrong with them",
@@ -22,6 +22,7 @@ VERBS = {
     "soup": "average the weights of several runs of one network, as far as it validates better",
     "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
 }
+FAILED = 1  # exit status where another process of the training is gone
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback
 SIGNALLED = 128  # and the number of the signal, as shells count it: 130 for Ctrl-C, 143 for SIGTERM
@@ -47,7 +48,8 @@ def main(args: list[str] | None = None) -> int:
         args: its words; not given: those of this process.
 
     Returns:
-        the exit status: 0, 2 for a mistake of the user, 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1.
+        the exit status: 0, 1 where another process is gone, 2 for a mistake of the user, 130 for Ctrl-C, 143 for
+        SIGTERM, 138 for SIGUSR1.
     """
     words = sys.argv[1:] if args is None else args
     if not words or words[0] in ("-h", "--help"):
@@ -61,9 +63,13 @@ def main(args: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get(SHOW_TRACEBACKS):
             raise
-        if is_first_process() or error.of_one_process:
+        # On each machine: what was found before the processes have met may be the mistake of one of them.
+        if is_first_of_machine() or error.of_one_process:
             _tell(_sentence(error))
         return MISTAKE
+    except LostProcessError as error:
+        _tell(str(error))  # whichever process is left
+        return FAILED
     except KeyboardInterrupt as interruption:
         if is_first_process():
             _tell("interrupted")

@@ -20,14 +20,17 @@ from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.data.choice import TRAINING, SourceChoice
 from vitcls.data.datamodule import ImageDataModule
-from vitcls.errors import Interrupted, UserError
+from vitcls.errors import Interrupted, LostProcessError, UserError
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
 from vitcls.rate_finding import find_rate
+from vitcls.together import check_same, lost_process
 from vitcls.trainer_options import (
     as_list,
+    check_launch,
     check_overfit,
+    check_restarts,
     check_strategy,
     fit_callbacks,
     launched_by_torchrun,
@@ -40,6 +43,7 @@ from vitcls.wording import PARSER_OPTIONS, parsed
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "predictions.csv"
+SHARED_RUN = "Put the run folder (--trainer.default_root_dir) on a disk that all machines see, or copy it to each."
 PRINT_CONFIG = "--print_config"
 TRAINER_DEFAULTS = {
     "default_root_dir": runs.DEFAULT_ROOT,
@@ -57,14 +61,21 @@ class RunRecord(SaveConfigCallback):
     """
 
     def __init__(
-        self, parser: LightningArgumentParser, config: Namespace, run: Path | None = None, data_of: Path | None = None
+        self,
+        parser: LightningArgumentParser,
+        config: Namespace,
+        run: Path | None = None,
+        data_of: Path | None = None,
+        starts_from: str = "none",
     ) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
+        self._starts_from = starts_from
         self._run = run
         self._data_of = data_of
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Where the data is to be that of an earlier run, check that it is."""
+        """Where the data is to be that of an earlier run, check that it is; all processes go on from the same."""
+        check_same("The checkpoint to go on from", self._starts_from, SHARED_RUN)
         if self._data_of is not None:
             records.check_same_data(self._data_of, trainer.datamodule.splits)  # type: ignore[attr-defined]
 
@@ -99,21 +110,25 @@ class VitclsCLI(LightningCLI):
         self._resumes = False
         self._claimed = claimed
         self.run: Path | None = None
-        self._verb_parsers: list[LightningArgumentParser] = []
+        self._verb = args[0]
         super().__init__(
             ViTClassifier,
             ImageDataModule,
             save_config_callback=RunRecord,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=42,
-            parser_kwargs={**PARSER_OPTIONS, **{verb: dict(PARSER_OPTIONS) for verb in self.subcommands()}},
+            parser_kwargs={**PARSER_OPTIONS, self._verb: dict(PARSER_OPTIONS)},
             auto_configure_optimizers=False,
             args=args,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verb at hand alone: Lightning makes a parser for each, of some 0.3 s."""
+        return {self._verb: LightningCLI.subcommands()[self._verb]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What is neither the trainer's, the model's nor the data's; called for each verb's parser in turn."""
-        self._verb_parsers.append(parser)
+        """What is neither the trainer's, the model's nor the data's."""
+        self._verb_parser = parser
         parser.add_argument(
             "--run_name",
             type=str,
@@ -149,6 +164,8 @@ class VitclsCLI(LightningCLI):
         config = self._parse(parser, words)
         verb = config.subcommand
         path = config[verb].ckpt_path
+        if verb == "fit":
+            check_restarts(config[verb].resume, path)
         if config[verb].resume:
             path = _run_to_resume(verb, config[verb])
         _check_model_is_named(verb, config[verb])
@@ -156,6 +173,7 @@ class VitclsCLI(LightningCLI):
         if path is not None:
             self.checkpoint, content = runs.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
+            self.save_config_kwargs["starts_from"] = f"{self.checkpoint.file.name} of step {self._steps_before}"
             self._unlogged = content.get(runs.UNLOGGED, {})
             if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
@@ -178,14 +196,11 @@ class VitclsCLI(LightningCLI):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "checkpoint.yaml"
             file.write_text(yaml.safe_dump(defaults), encoding="utf-8")
-            self._parser_of(verb).default_config_files = [str(file)]
+            self._verb_parser.default_config_files = [str(file)]
             return self._parse(parser, args)
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> Namespace:
-        return parsed(parser, args, self._parser_of(args[0]))
-
-    def _parser_of(self, verb: str) -> LightningArgumentParser:
-        return dict(zip(self.subcommands(), self._verb_parsers, strict=True))[verb]
+        return parsed(parser, args, self._verb_parser)
 
     @property
     def _chosen(self) -> Namespace:
@@ -221,8 +236,11 @@ class VitclsCLI(LightningCLI):
         else:
             callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
-        except (MisconfigurationException, ValueError, TypeError) as error:  # how Trainer refuses its arguments
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
+            check_launch(trainer)
+            return trainer
+        # How Trainer refuses its arguments, and what says how many processes there are.
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
@@ -304,6 +322,7 @@ def run_verb(words: list[str]) -> int:
 
     Raises:
         UserError: a mistake of the user.
+        LostProcessError: another process of the training is gone.
         KeyboardInterrupt: Ctrl-C or another signal, after everything was put in order.
     """
     claimed: list[Path] = []
@@ -313,6 +332,11 @@ def run_verb(words: list[str]) -> int:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError(" ".join(getattr(error, "__notes__", [str(error)])), of_one_process=True) from error
+    except RuntimeError as error:
+        sentence = lost_process(error)
+        if sentence is None:
+            raise
+        raise LostProcessError(sentence) from error
     except SIGTERMException as error:  # how Lightning ends outside training
         raise Interrupted(signal.SIGTERM) from error
     except SystemExit as error:

@@ -31,6 +31,10 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the training is gone; the message is the sentence for the user."""
+
+
 class BadImageError(ValueError):
     """An image that cannot be decoded; the message is the cause, without the file's name."""
 

@@ -13,3 +13,8 @@ def is_first_process() -> bool:
         if name in os.environ:
             return os.environ[name] == "0"
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def is_first_of_machine() -> bool:
+    """Whether this is the process that speaks on its machine; on one machine the first of all."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

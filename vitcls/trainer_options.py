@@ -2,10 +2,14 @@
 
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -98,9 +102,60 @@ def check_overfit(share: float, streams: bool) -> None:
 
 
 def launched_by_torchrun(config: Namespace) -> dict[str, Any]:
-    """Devices and nodes as torchrun started them; without this each process would train alone."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or config.devices != "auto":
+    """Devices and nodes as torchrun started them; without this each process would train alone.
+
+    Raises:
+        UserError: the nodes that are configured are not those that torchrun started.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return {}
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", world // local))
+    if nodes * local != world:
+        raise UserError(
+            f"torchrun started {world} processes on {nodes} nodes, {local} of them on {socket.gethostname()}; give "
+            "each node the same --nproc_per_node."
+        )
+    if config.num_nodes not in (1, nodes):
+        raise UserError(
+            f"--trainer.num_nodes is {config.num_nodes}, but torchrun started {world} processes on {nodes} node(s); "
+            f"say --nnodes {config.num_nodes} to torchrun on each node, or leave the option out."
+        )
+    devices = local if config.devices == "auto" else config.devices
     strategy = "ddp" if config.strategy == "auto" else config.strategy
-    return {"devices": local, "num_nodes": world // local, "strategy": strategy}
+    return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+
+
+def check_launch(trainer: Trainer) -> None:
+    """Refuse to train as fewer or more processes than a launcher has started: these would hang, or train alone.
+
+    Raises:
+        ValueError: Lightning's, with both numbers.
+    """
+    nodes = getattr(trainer.strategy, "num_nodes", 1)
+    if TorchElasticEnvironment.detect():
+        TorchElasticEnvironment().validate_settings(trainer.num_devices, nodes)
+    elif (
+        "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect()
+    ):  # srun's; a job's script without it is one process
+        SLURMEnvironment().validate_settings(trainer.num_devices, nodes)
+
+
+def check_restarts(resumes: bool, checkpoint: str | None) -> None:
+    """Refuse to be restarted by torchrun without a word about where to go on: each restart would be a new run.
+
+    Raises:
+        UserError: says what to add.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and not resumes and not (checkpoint and Path(checkpoint).expanduser().is_dir()):
+        raise UserError(
+            f"torchrun is to restart a training that fails (--max_restarts {restarts}), and each time it would start "
+            "anew; add --resume true, which goes on from the last checkpoint, or leave --max_restarts out."
+        )
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # Read and seen in torch 2.15: the agents' store outlives a restart, with the addresses of the former processes.
+        log.warning(
+            "after a restart the processes may look for the ones before and wait until they time out; export "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+        )

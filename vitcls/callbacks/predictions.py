@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vitcls.data.rows import Images
 from vitcls.errors import UserError
+from vitcls.together import failing_together
 from vitcls.types import TOP, Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,25 @@ class PredictionWriter(BasePredictionWriter):
         self._columns: list[str] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open this process's part, for the columns that the model's task has."""
+        """Open this process's part, for the columns that the model's task has.
+
+        Raises:
+            UserError: the first process, which merges the parts, does not see them all.
+        """
         self._columns = _columns(pl_module.hparams["labels"], pl_module.hparams["task"])
         self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        trainer.strategy.barrier("parts")
+        with failing_together():
+            if trainer.is_global_zero:
+                self._check_parts(trainer.world_size)
+
+    def _check_parts(self, processes: int) -> None:
+        unseen = [rank for rank in range(processes) if not self._part(rank).is_file()]
+        if unseen:
+            raise UserError(
+                f"--output {str(self._output)!r} must be on a disk that all machines see: what process {unseen[0]} "
+                "writes beside it is not there."
+            )
 
     def write_on_batch_end(
         self,

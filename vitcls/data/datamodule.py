@@ -42,6 +42,7 @@ from vitcls.data.streamed import StreamedSplit
 from vitcls.data.training import training_rows
 from vitcls.data.transforms import Augment, Transform
 from vitcls.errors import UserError
+from vitcls.together import check_same, failing_together
 from vitcls.types import Batch, Sample, Targets
 
 log = logging.getLogger(__name__)
@@ -226,8 +227,15 @@ class ImageDataModule(LightningDataModule):
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            UserError: data that is missing, ambiguous or has classes unknown to the model.
+            UserError: data that is missing, ambiguous or has classes unknown to the model, here or on another
+                machine, or that is not the same everywhere.
         """
+        with failing_together():
+            self._set_up(stage)
+        rows = {role: f"{len(split)} images, {split.fingerprint[:8]}" for role, split in self.splits.items()}
+        check_same("The data", str(rows), "Give each machine the same files, or a disk that all of them see.")
+
+    def _set_up(self, stage: str) -> None:
         self._open_stage(stage)
         for role, split in self.splits.items():
             if self._ready.get(role) is split:

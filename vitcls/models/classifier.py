@@ -1,6 +1,7 @@
 """The LightningModule: a transformers image classifier, how it is trained, measured and kept."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
@@ -54,6 +55,7 @@ from vitcls.optim import (
     parameter_groups,
 )
 from vitcls.runs import RECORD
+from vitcls.together import failing_together
 from vitcls.types import Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
@@ -233,7 +235,8 @@ class ViTClassifier(OptimisedModule):
         if self.network is not None:
             return
         labels = self._settle_labels()
-        with torch.device("cpu"):  # the new head's random weights are the same on every device
+        together = nullcontext() if self._trainer is None else failing_together()
+        with together, torch.device("cpu"):  # the new head's random weights are the same on every device
             self.network = self._build(labels)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
