@@ -128,6 +128,16 @@ def test_adapters_are_merged_before_they_are_averaged(vitcls, fit_words, tmp_pat
     assert (hparams["adapter"], hparams["train"]) == (None, "all")
 
 
+@pytest.mark.parametrize("part", [["--model.last_blocks=1"], ["--model.adapter.r=2", "--model.base_precision=bfloat16"]])
+def test_all_weights_are_kept_where_the_first_trained_a_part(vitcls, fit_words, tmp_path, part):
+    folders = fits(vitcls, [*fit_words, "--trainer.max_epochs=1"], tmp_path / "runs", part=part, all=[])
+    status, _, err = vitcls("soup", *folders, "--accelerator=cpu")
+    assert status == 0, err
+    soup, whole = (load(tmp_path / "runs" / name / "best.ckpt")["state_dict"] for name in ("soup", "all"))
+    assert soup.keys() == whole.keys()
+    assert {value.dtype for value in soup.values()} == {torch.float32}
+
+
 def test_a_soup_of_several_labels_has_thresholds(vitcls, tiny_vit, scenes, tmp_path):
     words = multilabel_options(tiny_vit, scenes, tmp_path / "runs", epochs=1)
     folders = fits(vitcls, words, tmp_path / "runs", a=[], b=["--model.lr=0.002"])
