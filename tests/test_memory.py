@@ -146,6 +146,7 @@ def test_a_last_short_batch_is_translated_once():
         (["--model.gradient_checkpointing=true", "--model.train=head"], "saves nothing with --model.train head"),
         (["--model.base_precision=bfloat16"], "is for weights that are frozen as a whole"),
         (["--model.base_precision=bfloat16", "--model.adapter.method=vera"], "frozen as a whole"),
+        (["--model.base_precision=bfloat16", "--model.adapter.bias=all"], "--model.adapter.bias all trains biases of"),
         (["--model.compile=inductr"], "--model.compile is 'inductr'; it must be true, false or one of"),
     ],
 )

@@ -174,7 +174,7 @@ class ViTClassifier(OptimisedModule):
         self._distilling: Distilling | None = None
         self.train_size: int | None = None  # side of the training images where a callback makes them smaller
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
-        check_memory(gradient_checkpointing, base_precision, train, self._lora.method if self._lora else None)
+        check_memory(gradient_checkpointing, base_precision, train, self._lora)
         self._optimizer_factory = optimizer
         freezes = adapter is not None or train != "all" or last_blocks is not None
         self._keeps_trained_only = checkpoint is not None and freezes
@@ -416,7 +416,8 @@ class ViTClassifier(OptimisedModule):
     def on_fit_start(self) -> None:
         """Say how much of the network trains; let the teacher come along."""
         if self._distilling is not None:
-            self._distilling.teacher.to(self.device, next(self.network.parameters()).dtype)
+            trained = next(p for p in self.network.parameters() if p.requires_grad)  # the others may be lowered
+            self._distilling.teacher.to(self.device, trained.dtype)
         trainable, total = self.parameter_counts()
         log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from vitcls.errors import UserError, check_range, listing
+from vitcls.models.adapters import LoRA
 from vitcls.models.network import head_names
 
 _COMPILERS = ("g++", "clang++", "cl")
@@ -16,14 +17,14 @@ _COMPILERS = ("g++", "clang++", "cl")
 LOW_BASE_METHODS = ("lora", "rslora", "dora")
 
 
-def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, method: str | None) -> None:
+def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, adapter: LoRA | None) -> None:
     """Refuse what saves nothing, or cannot be.
 
     Args:
         gradient_checkpointing: whether activations are to be recomputed.
         base_precision: of the frozen weights.
         train: what is trained without an adapter.
-        method: of the adapter; None without one.
+        adapter: if there is one.
 
     Raises:
         UserError: names the options that exclude each other.
@@ -36,10 +37,17 @@ def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, 
     check_range(
         "model.base_precision", base_precision, base_precision in ("float32", "bfloat16"), "float32 or bfloat16"
     )
-    if base_precision == "bfloat16" and train != "head" and method not in LOW_BASE_METHODS:
+    if base_precision == "float32" or train == "head":
+        return
+    if adapter is None or adapter.method not in LOW_BASE_METHODS:
         raise UserError(
             "--model.base_precision bfloat16 is for weights that are frozen as a whole: with --model.adapter.method "
             f"{listing(LOW_BASE_METHODS)}, or --model.train head; set it to float32."
+        )
+    if adapter.bias != "none":
+        raise UserError(
+            f"--model.adapter.bias {adapter.bias} trains biases of layers whose weights --model.base_precision bfloat16 "
+            "freezes and lowers; set one of the two back (none, float32)."
         )
 
 
