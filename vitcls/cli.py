@@ -165,8 +165,8 @@ class VitclsCLI(LightningCLI):
             _keep_learned(config[verb].model, defaults.get("model", {}))
             _check_task(config[verb].model.task, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
-        if config[verb].lr_find and (verb != "fit" or path is not None):
-            raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
+        if config[verb].lr_find and (verb != "fit" or self.checkpoint is not None):
+            _keep_found_rate(config[verb], self.checkpoint, defaults.get("model", {}))
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
         self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
@@ -332,6 +332,18 @@ def _run_to_resume(verb: str, said: Namespace) -> str | None:
         raise UserError("--resume finds the checkpoint by --run_name; leave --ckpt_path out, or --resume.")
     folder = Path(said.trainer.default_root_dir).expanduser() / said.run_name
     return str(folder) if any((folder / name).is_file() for name in runs.CHECKPOINTS) else None
+
+
+def _keep_found_rate(said: Namespace, checkpoint: runs.Checkpoint | None, known: dict[str, Any]) -> None:
+    """A fit that --resume goes on with has the rate that was found when it began, whatever its configuration says.
+
+    Raises:
+        UserError: there a rate is to be found elsewhere than at the beginning of a fit.
+    """
+    run = checkpoint.run if checkpoint is not None and said.resume else None
+    if run is None or not (run / runs.RANGE_TEST).is_file():
+        raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
+    said.lr_find, said.model.lr = False, known["lr"]
 
 
 def _check_model_is_named(verb: str, said: Namespace) -> None:

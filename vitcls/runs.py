@@ -21,6 +21,7 @@ SPLITS = "splits.json"
 METRICS = "metrics.json"
 THRESHOLDS = "thresholds.json"
 HISTORY = "metrics.csv"
+RANGE_TEST = "lr_find.png"  # the plot of --lr_find
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"  # the last.ckpt before it, while training
@@ -80,7 +81,7 @@ def check_unused(folder: Path) -> None:
     Raises:
         UserError: names what is there.
     """
-    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, "events.out.tfevents.*", f".*{PART}")
+    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, RANGE_TEST, "events.out.tfevents.*", f".*{PART}")
     others = sorted(file.name for file in folder.iterdir() if not any(file.match(pattern) for pattern in own))
     if others:
         raise UserError(
