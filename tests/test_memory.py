@@ -202,6 +202,10 @@ def full_memory(folder, stage: str) -> list[str]:
             f"{HALF} 4 (the same images in a step), {RECOMPUTED}, --model.base_precision bfloat16",
         ),
         (
+            ["--model.last_blocks=1", "--data.batch_size=1", "--model.gradient_checkpointing=true"],
+            MIXED,
+        ),
+        (
             ["--model.train=head", "--data.batch_size=1", "--model.base_precision=bfloat16"],
             MIXED,
         ),

@@ -128,7 +128,10 @@ def test_adapters_are_merged_before_they_are_averaged(vitcls, fit_words, tmp_pat
     assert (hparams["adapter"], hparams["train"]) == (None, "all")
 
 
-@pytest.mark.parametrize("part", [["--model.last_blocks=1"], ["--model.adapter.r=2", "--model.base_precision=bfloat16"]])
+LOW_BASE = ["--model.adapter.r=2", "--model.base_precision=bfloat16"]
+
+
+@pytest.mark.parametrize("part", [["--model.last_blocks=1"], LOW_BASE])
 def test_all_weights_are_kept_where_the_first_trained_a_part(vitcls, fit_words, tmp_path, part):
     folders = fits(vitcls, [*fit_words, "--trainer.max_epochs=1"], tmp_path / "runs", part=part, all=[])
     status, _, err = vitcls("soup", *folders, "--accelerator=cpu")

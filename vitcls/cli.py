@@ -206,6 +206,10 @@ class VitclsCLI(LightningCLI):
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         if fits:
             check_monitors(callbacks, self.model.task)
+        predicts = self.subcommand == "predict"
+        # Before those of a fit, of which one ends an interrupted training when only these have had their turn.
+        callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT) if predicts else BadImageCount())
+        callbacks.append(MemoryAdvice())
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
@@ -215,11 +219,6 @@ class VitclsCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
-        callbacks.append(MemoryAdvice())
-        if self.subcommand != "predict":
-            callbacks.append(BadImageCount())
-        else:
-            callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
         except (MisconfigurationException, ValueError, TypeError) as error:  # how Trainer refuses its arguments

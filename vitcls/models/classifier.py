@@ -27,7 +27,7 @@ from vitcls.models.arguments import (
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
 from vitcls.models.features import features_of, head_of, inputs_of_head
 from vitcls.models.input_size import at_size, fit_to_size, size_words
-from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
+from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part, trains_part
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
@@ -176,8 +176,7 @@ class ViTClassifier(OptimisedModule):
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
         check_memory(gradient_checkpointing, base_precision, train, self._lora)
         self._optimizer_factory = optimizer
-        freezes = adapter is not None or train != "all" or last_blocks is not None
-        self._keeps_trained_only = checkpoint is not None and freezes
+        self._keeps_trained_only = checkpoint is not None and trains_part(self.hparams)
         self._frozen_digest = ""
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None

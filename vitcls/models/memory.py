@@ -46,8 +46,8 @@ def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, 
         )
     if adapter.bias != "none":
         raise UserError(
-            f"--model.adapter.bias {adapter.bias} trains biases of layers whose weights --model.base_precision bfloat16 "
-            "freezes and lowers; set one of the two back (none, float32)."
+            f"--model.adapter.bias {adapter.bias} trains biases of layers whose weights --model.base_precision "
+            "bfloat16 lowers; set one of the two back (none, float32)."
         )
 
 
