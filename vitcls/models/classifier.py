@@ -49,6 +49,8 @@ from vitcls.optim import (
     OptimizerFactory,
     Schedule,
     check_same_groups,
+    check_same_optimizer,
+    name_of,
     parameter_groups,
 )
 from vitcls.runs import RECORD
@@ -439,6 +441,7 @@ class ViTClassifier(OptimisedModule):
             "version": vitcls.__version__,
             "frozen_digest": self._frozen_digest,
             "precision": str(self.trainer.precision),
+            "optimizer": next(map(name_of, self.trainer.optimizers), None),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "of_labels": self.figures_of_labels.get("val", {}),
         }
@@ -447,7 +450,8 @@ class ViTClassifier(OptimisedModule):
         """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
-            UserError: the checkpoint is not of vitcls, the frozen weights differ, or the groups of a resume do.
+            UserError: the checkpoint is not of vitcls, the frozen weights differ, or a resume has other groups of weights or
+                another optimiser.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
         if self._is_fitting() and "optimizer_states" not in checkpoint:
@@ -457,6 +461,7 @@ class ViTClassifier(OptimisedModule):
             )
         if self._is_fitting() and checkpoint.get("optimizer_states"):
             check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
+            check_same_optimizer(checkpoint[RECORD].get("optimizer"), self._make_optimizer())
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

@@ -38,8 +38,7 @@ class OptimisedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
-        rates = (self.hparams["lr"], self.hparams["weight_decay"])
-        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
+        optimizer = self._make_optimizer()
         total = self._total_steps()
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
         shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
@@ -76,6 +75,10 @@ class OptimisedModule(LightningModule):
             count = torch.tensor(images, dtype=torch.float32, device=self.device)
             images = float(self.trainer.strategy.reduce(count, reduce_op="mean"))
         self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        rates = (self.hparams["lr"], self.hparams["weight_decay"])
+        return build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         lr = self.hparams["lr"]
