@@ -198,7 +198,7 @@ class VitclsCLI(LightningCLI):
         """The configured trainer, with what a run folder needs and the configuration does not name."""
         config = self._chosen.trainer
         check_strategy(config.strategy)
-        check_overfit(config.overfit_batches, self.datamodule.hparams["streaming"])
+        check_overfit(config.overfit_batches, self.datamodule.hparams)
         fits = self.subcommand == "fit"
         callbacks = as_list(config.callbacks)
         callbacks = with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
