@@ -359,8 +359,8 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
     Naming a data set or a training folder replaces the checkpoint's whole source, so that the data of
     now is not joined with splits of then; a validation or test folder replaces its own role only.
     """
-    model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
-    data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
+    model = runs.arguments_of(content["hyper_parameters"])
+    data = runs.arguments_of(content.get("datamodule_hyper_parameters", {}))
     if any(said.data[name] is not None for name in TRAINING):
         data = {k: v for k, v in data.items() if k == "streaming" or k not in asdict(SourceChoice())}
     for role in ("validation", "test"):

@@ -14,7 +14,8 @@ from vitcls.callbacks import MemoryAdvice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
-from vitcls.runs import RANGE_TEST
+from vitcls.runs import RANGE_TEST, arguments_of
+from vitcls.trainer_options import QUIET
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,8 @@ def plot(rates: list[float], losses: list[float], best: int | None) -> Figure:
 
 def _try_rates(test: RangeTest, model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer) -> None:
     adapter = model.hparams["adapter"] and {**model.hparams["adapter"], "b_lr_ratio": 1.0}
-    said = {**_arguments(model), **_PLAIN, "adapter": adapter}
-    data = _arguments(datamodule)
+    said = {**arguments_of(model.hparams), **_PLAIN, "adapter": adapter}
+    data = arguments_of(datamodule.hparams)
     if model.hparams["train"] != "head":
         data["feature_views"] = 0  # of first epochs in which the head trains alone, which the search has none of
     searching = Trainer(
@@ -142,16 +143,8 @@ def _try_rates(test: RangeTest, model: ViTClassifier, datamodule: ImageDataModul
         limit_train_batches=trainer.limit_train_batches,
         check_val_every_n_epoch=STEPS + 1,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **QUIET,
         callbacks=[test, MemoryAdvice()],
     )
     log.info("--lr_find true: up to %d steps, from a learning rate of %g to %g", STEPS, LOWEST, HIGHEST)
     searching.fit(ViTClassifier(**said, optimizer=model._optimizer_factory), ImageDataModule(**data))
-
-
-def _arguments(made: ViTClassifier | ImageDataModule) -> dict[str, Any]:
-    return {name: value for name, value in made.hparams.items() if name != "_instantiator"}  # which LightningCLI adds

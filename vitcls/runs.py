@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"hyper_parameters", RECORD} <= content.keys():
         raise UserError(f"{checkpoint.file} is not a checkpoint of a vitcls run.")
     return content
+
+
+def arguments_of(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model or datamodule was made with, without the note that LightningCLI adds."""
+    return {name: value for name, value in hyper_parameters.items() if name != "_instantiator"}
 
 
 def read_config(run: Path) -> dict[str, Any]:

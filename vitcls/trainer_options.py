@@ -25,6 +25,10 @@ from vitcls.errors import UserError
 log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 10
+# Of a trainer that is no run: it says nothing and writes nothing.
+QUIET: dict[str, Any] = dict.fromkeys(
+    ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False
+)
 
 
 def as_list(value: Any) -> list[Any]:

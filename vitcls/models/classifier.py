@@ -450,8 +450,8 @@ class ViTClassifier(OptimisedModule):
         """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
-            UserError: the checkpoint is not of vitcls, the frozen weights differ, or a resume has other groups of weights or
-                another optimiser.
+            UserError: the checkpoint is not of vitcls, or of other frozen weights; of a resume, the groups of weights
+                or the optimiser are others.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
         if self._is_fitting() and "optimizer_states" not in checkpoint:

@@ -5,12 +5,11 @@ import shutil
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from vitcls.errors import UserError, check_range, listing
 from vitcls.models.adapters import LoRA
-from vitcls.models.network import head_names
+from vitcls.models.network import heads_of, without_adapter
 
 _COMPILERS = ("g++", "clang++", "cl")
 # Of their adapters peft casts what goes in to float32 and what comes out back; the others mix the two.
@@ -63,7 +62,7 @@ def recompute_activations(network: Any) -> None:
     Raises:
         UserError: its family cannot.
     """
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
+    inside = without_adapter(network)
     if not inside.supports_gradient_checkpointing:
         raise UserError(
             f"--model.gradient_checkpointing true is not for a network of type {inside.config.model_type!r} "
@@ -83,10 +82,9 @@ def lower_base(network: Any) -> None:
     for parameter in network.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
     network.register_forward_pre_hook(_pixels_in_bfloat16, with_kwargs=True)
-    for name in head_names(inside):
-        inside.get_submodule(name).register_forward_pre_hook(_in_float32)
+    for head in heads_of(network).values():
+        head.register_forward_pre_hook(_in_float32)
 
 
 def compile_network(network: nn.Module, backend: bool | str) -> None:
