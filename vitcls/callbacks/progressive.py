@@ -44,8 +44,8 @@ class ProgressiveSize(Callback):
         self._check(pl_module.network, whole)
         if trainer.datamodule.hparams.get("feature_views"):  # type: ignore[attr-defined]
             log.warning(
-                "ProgressiveSize: --data.feature_views computes features of images of %d pixels; epochs that take these "
-                "gain nothing by smaller ones",
+                "ProgressiveSize: --data.feature_views computes features of images of %d pixels; epochs that take "
+                "these gain nothing by smaller ones",
                 whole,
             )
         if trainer.max_epochs is not None and trainer.max_epochs > 0:

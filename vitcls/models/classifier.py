@@ -10,20 +10,10 @@ from torch import Tensor, nn
 
 import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
-from vitcls.errors import UserError, check_range
+from vitcls.errors import UserError
 from vitcls.metrics import StageMetrics
 from vitcls.models.adapters import LoRA, add_lora
-from vitcls.models.arguments import (
-    check_freezing,
-    check_last_blocks,
-    check_layers,
-    check_network,
-    check_numbers,
-    check_rates,
-    check_schedule,
-    check_threshold_names,
-    check_thresholds,
-)
+from vitcls.models.arguments import check_arguments, check_threshold_names
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
 from vitcls.models.features import features_of, head_of, inputs_of_head
 from vitcls.models.input_size import at_size, fit_to_size, size_words
@@ -154,17 +144,9 @@ class ViTClassifier(OptimisedModule):
         compile: bool | str = False,  # noqa: A002 - torch's own word for it
     ) -> None:
         super().__init__()
-        check_network(checkpoint, architecture, adapter, train, image_size)
-        check_layers(layers, architecture)
-        check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
-        check_rates(head_lr, layer_decay, adapter, train)
-        check_freezing(freeze_epochs, train)
-        check_last_blocks(last_blocks, architecture, adapter, train)
-        check_range("model.max_bad_steps", max_bad_steps, max_bad_steps >= 0, "at least 0")
-        check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
-        check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
+        check_arguments(self.hparams)
         for name, given in (("adapter", adapter), ("loss", loss), ("distill", distill)):
             if is_dataclass(given):  # checkpoints are read with weights_only=True: plain values only
                 self.hparams[name] = asdict(given)
