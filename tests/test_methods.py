@@ -12,14 +12,14 @@ from vitcls.methods.trial import Found, tried
 from vitcls.methods.ways import WAYS, arguments_of
 from vitcls.models.adapters import add_lora, resolve_targets
 from vitcls.models.kept import frozen_digest
-from vitcls.models.network import head_names
+from vitcls.models.network import from_architecture, head_names
 from vitcls.models.peft_methods import METHODS, can_merge
 from vitcls.optim import parameter_groups
 
 ADAPTERS = tuple(METHODS)
 # What a way is not for; the table of `python -m vitcls methods` has an empty place there.
 NOT_FOR = {("oft", "convnext"), *((way, "resnet") for way in ("pissa", "olora", "oft", "boft", "vera", "ln_tuning"))}
-NOT_FOR |= {("fourierft", "resnet")}
+NOT_FOR |= {("fourierft", "resnet"), ("adalora", "resnet")}
 # peft merges, and the model card promises it.
 MERGED = {(way, family) for way in ADAPTERS for family in FAMILIES} - NOT_FOR
 MERGED -= {("loha", "resnet"), ("lokr", "resnet"), ("ia3", "resnet")}
@@ -148,6 +148,12 @@ def test_the_mlp_of_convnext_is_all_that_is_linear_in_it():
     network = network_of("convnext")
     assert resolve_targets(network, ["mlp"], head_names(network)) == ["pwconv1", "pwconv2"]
     assert resolve_targets(network, ["all-linear"], head_names(network)) == ["pwconv1", "pwconv2"]
+
+
+def test_the_mlp_of_a_large_dinov2_is_adapted_too():
+    fields = {**FAMILIES["dinov2"], "use_swiglu_ffn": True}
+    network = from_architecture({"model_type": "dinov2", **fields}, ["a", "b"])
+    assert resolve_targets(network, ["mlp"], head_names(network)) == ["gate_proj", "up_proj", "down_proj"]
 
 
 def test_ia3_scales_what_goes_into_the_second_layer_of_an_mlp():

@@ -9,6 +9,7 @@ from vitcls.callbacks.gradients import GradientCheck
 from vitcls.callbacks.interrupt import GracefulInterrupt
 from vitcls.callbacks.memory import MemoryAdvice
 from vitcls.callbacks.monitors import check_monitors
+from vitcls.callbacks.plateau import RateOnPlateau
 from vitcls.callbacks.predictions import PredictionWriter
 from vitcls.callbacks.progressive import ProgressiveSize
 from vitcls.callbacks.resume import AverageIsKept, ConfiguredPatience
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryAdvice",
     "PredictionWriter",
     "ProgressiveSize",
+    "RateOnPlateau",
     "RunCheckpoint",
     "check_monitors",
 ]

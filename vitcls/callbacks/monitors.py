@@ -6,6 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from vitcls.callbacks.checkpoint import RunCheckpoint
+from vitcls.callbacks.plateau import RateOnPlateau
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.metrics import figure_names
 from vitcls.types import Task
@@ -30,6 +31,8 @@ def check_monitors(callbacks: Iterable[Callback], task: Task) -> None:
         if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor is not None:
             counted = ["epoch"] if isinstance(callback, ModelCheckpoint) else []
             _check(type(callback).__name__, callback.monitor, callback.mode, [*known, *counted])
+        if isinstance(callback, RateOnPlateau):
+            _check("RateOnPlateau", callback.monitor, callback.mode, known)
         if isinstance(callback, RunCheckpoint):
             _check("RunCheckpoint's tie_break", callback.tie_break, "min", known)
 

@@ -9,7 +9,7 @@ from vitcls.models.peft_methods import MethodName
 _LOW_RANK = {"r": 4, "alpha": 8, "dropout": 0.0}
 _HADAMARD = {"r": 4, "alpha": 8}
 _VALUES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("lora", "rslora", "dora", "pissa", "olora"), _LOW_RANK),
+    **dict.fromkeys(("lora", "rslora", "dora", "pissa", "olora", "adalora"), _LOW_RANK),
     **dict.fromkeys(("loha", "lokr"), _HADAMARD),
     "oft": {"block_size": 8, "dropout": 0.0},
     "boft": {"block_size": 4, "dropout": 0.0},

@@ -26,7 +26,7 @@ PUBLISHED_NAMES = {
 ALIASES = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "qv": ("q_proj", "v_proj"),
-    "mlp": ("fc1", "fc2", "pwconv1", "pwconv2", "weights_in", "weights_out"),  # also ConvNeXt's, and SwiGLU's
+    "mlp": ("fc1", "fc2", "pwconv1", "pwconv2", "gate_proj", "up_proj", "down_proj"),  # also ConvNeXt's, and SwiGLU's
 }
 ALL_LINEAR = "all-linear"
 # The layers that hold almost all weights and that peft can wrap.
@@ -40,8 +40,10 @@ class LoRA:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) or their kin; the head is always trained with them.
 
     Attributes:
-        r: rank; lora, rslora, dora, pissa, olora, loha, lokr, vera (whose paper takes 256).
-        alpha: scale; the update is multiplied by alpha / r (rslora: by alpha / sqrt(r)). As r, but not vera.
+        r: rank; lora, rslora, dora, pissa, olora, loha, lokr, vera (whose paper takes 256); adalora: the mean over the
+            layers in the end; it starts with one and a half times as much.
+        alpha: scale; the update is multiplied by alpha / r (rslora: by alpha / sqrt(r); adalora: by alpha / its first
+            rank). As r, but not vera.
         dropout: on the adapters' input, in 0..1; oft and boft: share of their blocks left out. At 0 training is
             about 12 % faster. Not loha, lokr, ia3, ln_tuning, fourierft.
         targets: layers to adapt, by today's names (q_proj, fc1, ...), the published ones (query, key, value,

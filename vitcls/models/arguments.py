@@ -23,7 +23,7 @@ def check_arguments(said: Mapping[str, Any]) -> None:
     _check_layers(said["layers"], architecture)
     _check_numbers(said)
     _check_rates(said["head_lr"], said["layer_decay"], adapter, train)
-    _check_freezing(said["freeze_epochs"], train)
+    _check_freezing(said["freeze_epochs"], train, adapter)
     _check_last_blocks(said["last_blocks"], architecture, adapter, train)
     warmup_fraction = said["warmup_fraction"] if said["warmup_steps"] is None else 0.0
     _check_schedule(said["schedule"], said["schedule_power"], said["decay_fraction"], warmup_fraction)
@@ -55,11 +55,17 @@ def _check_rates(head_lr: float | None, layer_decay: float, adapter: object, tra
         )
 
 
-def _check_freezing(freeze_epochs: int, train: str) -> None:
+def _check_freezing(freeze_epochs: int, train: str, adapter: Any) -> None:
     """Refuse to freeze for a while what never trains."""
     check_range("model.freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
     if freeze_epochs and train == "head":
         raise UserError("--model.train head never trains anything else; set --model.freeze_epochs to 0.")
+    method = adapter.get("method") if isinstance(adapter, dict) else getattr(adapter, "method", None)
+    if freeze_epochs and method == "adalora":
+        raise UserError(
+            "--model.adapter.method adalora shares out the ranks from the first step on, which --model.freeze_epochs "
+            f"{freeze_epochs} would hold still; set it to 0, or take another method."
+        )
 
 
 def _check_last_blocks(blocks: int | None, architecture: object, adapter: object, train: str) -> None:

@@ -9,9 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 import vitcls
-from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_checkpoint, spec_of_record, spec_of_size
-from vitcls.errors import UserError
+from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_record, spec_of_size
+from vitcls.errors import UserError, listing
 from vitcls.metrics import StageMetrics
+from vitcls.models import adaptive_rank
 from vitcls.models.adapters import LoRA, add_lora
 from vitcls.models.arguments import check_arguments, check_threshold_names
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
@@ -21,8 +22,8 @@ from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_dig
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
+from vitcls.models.merged_adapter import check_can_go_on_top
 from vitcls.models.network import (
-    explained,
     from_architecture,
     from_checkpoint,
     head_names,
@@ -30,6 +31,7 @@ from vitcls.models.network import (
     input_size,
     labels_of_config,
     load_config,
+    spec_at,
     train_head_only,
     train_only,
 )
@@ -60,7 +62,8 @@ class ViTClassifier(OptimisedModule):
 
     Args:
         checkpoint: pretrained network, Hub id or folder; ViT, DeiT, BEiT, Swin, DINOv2, ResNet,
-            ConvNeXt and others that `AutoModelForImageClassification` loads.
+            ConvNeXt and others that `AutoModelForImageClassification` loads. Or an adapter of peft, also
+            one of transformers 4: it is merged into the base that it names.
         revision: of the Hub repository.
         architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
@@ -165,6 +168,7 @@ class ViTClassifier(OptimisedModule):
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
         self.network: Any = None
+        self._why_new_head = ""  # that nothing has trained yet
 
     # -- what the data asks for -------------------------------------------------------------
 
@@ -203,9 +207,7 @@ class ViTClassifier(OptimisedModule):
         checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
         if checkpoint is None:
             return spec_of_size(input_size(self.hparams["architecture"]))
-        load_config(checkpoint, revision)
-        with explained(checkpoint):
-            return spec_of_checkpoint(checkpoint, revision).sized(self.hparams["image_size"])
+        return spec_at(checkpoint, revision).sized(self.hparams["image_size"])
 
     # -- building ---------------------------------------------------------------------------
 
@@ -259,7 +261,8 @@ class ViTClassifier(OptimisedModule):
         if not labels:
             raise UserError(
                 "The model has no classes yet: nothing has been trained. Give a run folder or .ckpt with "
-                "--ckpt_path, or a fine-tuned --model.checkpoint that has class names."
+                "--ckpt_path, or a fine-tuned --model.checkpoint that has class names, or whose classes "
+                "--model.labels names."
             )
         check_threshold_names(self.hparams["thresholds"], labels)
         self.hparams["labels"] = list(labels)
@@ -271,11 +274,14 @@ class ViTClassifier(OptimisedModule):
         checkpoint = self.hparams["checkpoint"]
         if checkpoint is None:
             return from_architecture(self.hparams["architecture"], labels, self.task)
-        network = from_checkpoint(checkpoint, self.hparams["revision"], labels, self.task, self.hparams["layers"])
-        if self.hparams["image_size"] is not None:
-            fit_to_size(network, self.hparams["image_size"])
+        said = (checkpoint, self.hparams["revision"], labels, self.task, self.hparams["layers"])
+        network, self._why_new_head = from_checkpoint(*said, trains=self._is_fitting())
+        size = self.image_spec.size if hasattr(network, "merged") else self.hparams["image_size"]
+        if size is not None:
+            fit_to_size(network, size)
         if self._lora is not None:
             network = add_lora(network, self._lora, head_names(network), self.hparams["revision"])
+            check_can_go_on_top(network)
         elif self.hparams["train"] != "all":
             train_head_only(network, biases=self.hparams["train"] == "bias")
         elif self.hparams["last_blocks"] is not None:
@@ -324,7 +330,7 @@ class ViTClassifier(OptimisedModule):
         """The loss of a batch, weighed for its accumulation window."""
         loss = self._measure("train", batch)
         self.log("train/loss_step", loss, prog_bar=True)
-        return self._window.weigh(loss, len(batch["labels"]))
+        return self._window.weigh(loss + adaptive_rank.penalty(self.network), len(batch["labels"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch."""
@@ -374,6 +380,26 @@ class ViTClassifier(OptimisedModule):
         """Log the figures."""
         self._log_figures("train")
 
+    def on_validation_start(self) -> None:
+        """Refuse to measure with a head that nothing has trained."""
+        self._check_head_is_trained()
+
+    def on_test_start(self) -> None:
+        """Refuse to measure with a head that nothing has trained."""
+        self._check_head_is_trained()
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict with a head that nothing has trained."""
+        self._check_head_is_trained()
+
+    def _check_head_is_trained(self) -> None:
+        if self._why_new_head:
+            raise UserError(
+                f"--model.checkpoint {self.hparams['checkpoint']!r} has no trained head for the classes "
+                f"{listing(self.hparams['labels'])}: {self._why_new_head}. Give its own classes with --model.labels "
+                "(or leave the option out), or what was trained for yours with --ckpt_path, or train it with fit."
+            )
+
     def on_validation_epoch_end(self) -> None:
         """Log the figures and keep those of each label."""
         self._log_figures("val")
@@ -398,6 +424,7 @@ class ViTClassifier(OptimisedModule):
 
     def on_fit_start(self) -> None:
         """Say how much of the network trains; let the teacher come along."""
+        self._why_new_head = ""  # from here on it is trained
         if self._distilling is not None:
             trained = next(p for p in self.network.parameters() if p.requires_grad)  # the others may be lowered
             self._distilling.teacher.to(self.device, trained.dtype)
@@ -426,6 +453,7 @@ class ViTClassifier(OptimisedModule):
             "optimizer": next(map(name_of, self.trainer.optimizers), None),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "of_labels": self.figures_of_labels.get("val", {}),
+            "ranks": adaptive_rank.state_of(self.network),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -444,6 +472,7 @@ class ViTClassifier(OptimisedModule):
         if self._is_fitting() and checkpoint.get("optimizer_states"):
             check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
             check_same_optimizer(checkpoint[RECORD].get("optimizer"), self._make_optimizer())
+        adaptive_rank.restore(self.network, checkpoint[RECORD].get("ranks", {}))
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -453,7 +482,9 @@ class ViTClassifier(OptimisedModule):
             UserError: a trained weight is missing.
         """
         try:
-            return self._load(state_dict, strict, assign)
+            found = self._load(state_dict, strict, assign)
+            self._why_new_head = self._why_new_head if found.missing_keys else ""
+            return found
         except RuntimeError as error:  # sizes or names of the weights
             raise UserError(
                 "The checkpoint's weights do not fit the network; its shape (--model.checkpoint, "

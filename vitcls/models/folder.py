@@ -1,6 +1,6 @@
 """The `model/` folder of a run: what anyone can load with plain transformers and peft."""
 
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from vitcls.data.preprocess import processor_of_spec
+from vitcls.models.adaptive_rank import note_ranks
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.network import quiet_transformers
 from vitcls.models.peft_methods import can_merge, quiet_peft
@@ -26,8 +27,11 @@ def write_model_folder(model: ViTClassifier, folder: Path) -> None:
         model: trained.
         folder: made if need be.
     """
-    network = model.network
-    adapted = isinstance(network, PeftModel)
+    network, adapted = model.network, _stays_adapter(model.network)
+    if isinstance(network, PeftModel) and not adapted:
+        network = deepcopy(network).merge_and_unload()
+    if adapted:
+        note_ranks(network)
     with quiet_transformers():
         network.save_pretrained(folder)
     if adapted:
@@ -76,6 +80,11 @@ def reload_difference(model: ViTClassifier, folder: Path, pixel_values: Tensor) 
     return (ours - theirs).abs().max().item()
 
 
+def _stays_adapter(network: Any) -> bool:
+    """Whether there is a base that others can load; of an adapter on top of a merged one there is none."""
+    return isinstance(network, PeftModel) and not hasattr(network, "merged")
+
+
 def _config_of_base(network: Any) -> Any:
     """Of a network with an adapter: with the image size of its base, whose weights have no other."""
     config = copy(network.get_base_model().config)
@@ -86,7 +95,7 @@ def _config_of_base(network: Any) -> Any:
 
 def _is_resized_base(network: Any) -> bool:
     """Whether the base must interpolate its position embeddings in each forward, as its files are for another size."""
-    return isinstance(network, PeftModel) and hasattr(network.get_base_model(), "pretrained_image_size")
+    return _stays_adapter(network) and hasattr(network.get_base_model(), "pretrained_image_size")
 
 
 def _card(model: ViTClassifier, adapted: bool) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcls.errors import UserError, listing
+from vitcls.models.merged_adapter import Merged
 from vitcls.models.peft_methods import is_split
 from vitcls.runs import RECORD
 
@@ -64,11 +65,15 @@ def frozen_digest(network: nn.Module) -> str:
     """A digest of the frozen weights: what a checkpoint without them was trained on top of.
 
     Without what was computed from the pretrained weights (position embeddings that were interpolated, weights that
-    OLoRA has split): their last bits differ between processors.
+    OLoRA has split, layers into which an adapter was merged, which is digested itself): their last bits differ between
+    processors.
     """
     digest = hashlib.sha256()
     split = is_split(network)
     resized = hasattr(network, "pretrained_image_size")
+    merged: Merged | None = getattr(network, "merged", None)
+    if merged is not None:
+        digest.update(merged.digest.encode())
     for name, parameter in sorted(network.named_parameters()):
         # peft keeps the untrained head aside as `original_module`; it is random and never used.
         if (
@@ -76,6 +81,7 @@ def frozen_digest(network: nn.Module) -> str:
             and ".original_module." not in name
             and not (resized and name.endswith(POSITIONS))
             and not (split and name.endswith(".base_layer.weight"))
+            and not (merged is not None and merged.changed(name))
         ):
             digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

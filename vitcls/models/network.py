@@ -11,7 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from vitcls.data.preprocess import ImageSpec, spec_of_checkpoint
 from vitcls.errors import UserError, listing, suggestion
+from vitcls.models.merged_adapter import merge_adapter
+from vitcls.models.published_adapter import PublishedAdapter, config_with_adapter, find_adapter
 from vitcls.types import Task
 
 
@@ -22,24 +25,73 @@ def load_config(checkpoint: str, revision: str | None = None) -> PretrainedConfi
         UserError: no such checkpoint, no configuration in it, or the Hub cannot be reached.
     """
     path = Path(checkpoint).expanduser()
-    if (path / "adapter_config.json").is_file():
-        raise UserError(
-            f"--model.checkpoint {checkpoint!r} is an adapter without its base weights. Give the run "
-            "folder that it stands in with --ckpt_path instead, or the base as --model.checkpoint."
-        )
     if not path.is_dir() and (path.is_absolute() or checkpoint[:1] in "~." or checkpoint.count("/") > 1):
         raise UserError(
             f"The checkpoint folder {checkpoint!r} does not exist. Give a folder in transformers' "
             "format or a Hub id such as google/vit-base-patch16-224-in21k with --model.checkpoint."
         )
+    adapter = adapter_at(checkpoint, revision)
+    if adapter is not None:
+        with _of_base(adapter):
+            config = load_config(*adapter.base)
+        return config_with_adapter(adapter, config)
     with explained(checkpoint):
         return AutoConfig.from_pretrained(place_of(checkpoint), revision=revision, trust_remote_code=False)
+
+
+def adapter_at(checkpoint: str, revision: str | None = None) -> PublishedAdapter | None:
+    """The adapter that a checkpoint is, whose base can be had; None where it is none.
+
+    Raises:
+        UserError: it cannot be read, or its base is an adapter itself.
+    """
+    with explained(checkpoint):
+        adapter = find_adapter(place_of(checkpoint), revision)
+    if adapter is None:
+        return None
+    with _of_base(adapter):
+        found = find_adapter(place_of(adapter.base[0]), adapter.base[1])
+    if found is not None:
+        raise UserError(
+            f"The adapter {checkpoint!r} names another adapter, {adapter.base[0]!r}, as its base in its "
+            "adapter_config.json; merge that one into its own base first."
+        )
+    return adapter
+
+
+@contextmanager
+def _of_base(adapter: PublishedAdapter) -> Iterator[None]:
+    """Say of a base that cannot be had whose it is."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The adapter {adapter.place!r} has the base {adapter.base[0]!r}, which cannot be had; fetch it, or "
+            f"correct base_model_name_or_path in its adapter_config.json ({str(error).splitlines()[0].rstrip('.')})."
+        ) from error
 
 
 def place_of(checkpoint: str) -> str:
     """What to load a checkpoint from: a folder by its absolute path, anything else as a Hub id."""
     path = Path(checkpoint).expanduser()
     return str(path.resolve()) if path.is_dir() else checkpoint
+
+
+def spec_at(checkpoint: str, revision: str | None = None) -> ImageSpec:
+    """The preprocessing of a checkpoint; of an adapter that has none with it, that of its base.
+
+    Raises:
+        UserError: there is none, or one that an ImageSpec cannot say.
+    """
+    load_config(checkpoint, revision)
+    adapter = adapter_at(checkpoint, revision)
+    if adapter is not None:
+        try:
+            return spec_of_checkpoint(adapter.place, revision)
+        except OSError:
+            return spec_at(*adapter.base)
+    with explained(checkpoint):
+        return spec_of_checkpoint(place_of(checkpoint), revision)
 
 
 def labels_of_config(config: PretrainedConfig) -> list[str] | None:
@@ -50,12 +102,17 @@ def labels_of_config(config: PretrainedConfig) -> list[str] | None:
 
 
 def from_checkpoint(
-    checkpoint: str, revision: str | None, labels: list[str], task: Task = "multiclass", layers: int | None = None
-) -> Any:
+    checkpoint: str,
+    revision: str | None,
+    labels: list[str],
+    task: Task = "multiclass",
+    layers: int | None = None,
+    trains: bool = True,
+) -> tuple[Any, str]:
     """A pretrained network in float32, in training mode, with a head for the labels.
 
     The checkpoint's head is kept where it has the same classes in the same order; otherwise the
-    head starts anew. Everything else must be in the checkpoint.
+    head starts anew. Everything else must be in the checkpoint. An adapter is merged into its base.
 
     Args:
         checkpoint: Hub id or folder.
@@ -63,30 +120,39 @@ def from_checkpoint(
         labels: class names in output order.
         task: written into the configuration, where transformers' pipeline reads it.
         layers: how many of its blocks are kept, the first ones; None: all.
+        trains: not: a head whose classes have no names is kept too where it has as many, and takes the labels for them.
+
+    Returns:
+        the network, and why its head is a new one; empty where it is the checkpoint's.
 
     Raises:
         UserError: it cannot be had, is no image classifier, lacks weights of its backbone, or has fewer blocks.
     """
-    config = load_config(checkpoint, revision)
-    same_classes = labels_of_config(config) == labels
+    config, adapter = load_config(checkpoint, revision), adapter_at(checkpoint, revision)
+    why_new = _why_new_head(config, labels, trains)
+    base, of_base = (checkpoint, revision) if adapter is None else adapter.base
     _set_labels(config, labels, task)
     if layers is not None:
         config = _with_layers(config, layers)
-    with explained(checkpoint), quiet_transformers():
+    with explained(base), quiet_transformers():
         network, report = AutoModelForImageClassification.from_pretrained(
-            place_of(checkpoint),
-            revision=revision,
+            place_of(base),
+            revision=of_base,
             config=config,
             trust_remote_code=False,
             dtype=torch.float32,  # without it the checkpoint's own dtype is taken
             ignore_mismatched_sizes=True,  # a head for other classes; the rest is checked below
             output_loading_info=True,
         )
-    _check_backbone_is_whole(network, report, checkpoint)
-    if not same_classes:
+    lost = _lost_weights(network, report, base)
+    if adapter is not None:
+        lost -= merge_adapter(network, adapter, keeps_head=not why_new)
+    if lost and not why_new:
+        why_new = "it has no weights of a head"
+    if why_new:
         _reset_head(network)
     _freeze_mask_token(network)
-    return network.train()  # from_pretrained returns eval mode, and Lightning leaves that as it is
+    return network.train(), why_new  # from_pretrained returns eval mode, and Lightning leaves that as it is
 
 
 def from_architecture(architecture: dict[str, Any], labels: list[str], task: Task = "multiclass") -> Any:
@@ -241,6 +307,8 @@ def explained(checkpoint: str) -> Iterator[None]:
     """Turn what transformers raises for a checkpoint that cannot be had into one sentence."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
@@ -278,15 +346,25 @@ def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     return type(config).from_dict({**fields, "num_hidden_layers": layers})
 
 
-def _check_backbone_is_whole(network: Any, report: dict[str, Any], checkpoint: str) -> None:
+def _why_new_head(config: PretrainedConfig, labels: list[str], trains: bool) -> str:
+    known, count = labels_of_config(config), len(config.id2label)
+    if known is not None:
+        return "" if known == labels else f"its classes are {listing(known)}"
+    return "" if count == len(labels) and not trains else f"its {count} classes have no names"
+
+
+def _lost_weights(network: Any, report: dict[str, Any], checkpoint: str) -> set[str]:
+    """Weights of the head that the checkpoint does not have; of the backbone, none may be lacking."""
     prefix = f"{network.base_model_prefix}."
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
-    lost = sorted(key for key in (*report["missing_keys"], *mismatched) if key.startswith(prefix))
-    if lost:
+    lost = {*report["missing_keys"], *mismatched}
+    of_backbone = sorted(key for key in lost if key.startswith(prefix))
+    if of_backbone:
         raise UserError(
-            f"The checkpoint {checkpoint!r} lacks {len(lost)} weights of its backbone ({listing(lost, 3)}); "
-            "they would start at random. Give a checkpoint that is whole."
+            f"The checkpoint {checkpoint!r} lacks {len(of_backbone)} weights of its backbone "
+            f"({listing(of_backbone, 3)}); they would start at random. Give a checkpoint that is whole."
         )
+    return lost
 
 
 def _freeze_mask_token(network: nn.Module) -> None:

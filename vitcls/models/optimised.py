@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from vitcls.data.seeding import seed_draws
 from vitcls.errors import UserError
+from vitcls.models.adaptive_rank import move_importance, plan_ranks, share_out
 from vitcls.models.layer_rates import rates_of_layers
 from vitcls.models.network import drop_gradients_below_head, hold_frozen_statistics
 from vitcls.optim import (
@@ -40,6 +41,7 @@ class OptimisedModule(LightningModule):
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
         optimizer = self._make_optimizer()
         total = self._total_steps()
+        plan_ranks(self.network, total)
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
         shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
         scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total, *shape)
@@ -53,6 +55,7 @@ class OptimisedModule(LightningModule):
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         check_clipping(optimizer, self.trainer.gradient_clip_val, str(self.trainer.precision))  # type: ignore[arg-type]
         keep_configured_rates(optimizer, scheduler, self._parameter_groups())  # type: ignore[arg-type]
+        move_importance(self.network, self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let dropout follow from the seed, the process, the epoch and the batch alone: a resume draws the same."""
@@ -79,6 +82,11 @@ class OptimisedModule(LightningModule):
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rates = (self.hparams["lr"], self.hparams["weight_decay"])
         return build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
+
+    def optimizer_step(self, *args: Any, **words: Any) -> None:
+        """Step; Lightning drops the gradients only before the next one, so that AdaLoRA can weigh by them."""
+        super().optimizer_step(*args, **words)
+        share_out(self.network, self.trainer.global_step)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         lr = self.hparams["lr"]
