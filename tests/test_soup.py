@@ -70,7 +70,8 @@ def test_the_soup_is_the_mean_of_what_it_says(vitcls, two, tmp_path):
 
 
 def test_a_soup_is_tested_and_predicted_with_and_not_resumed(vitcls, refuses, two, tmp_path, colours):
-    assert vitcls("soup", *two, "--output", tmp_path / "made" / "one", "--accelerator=cpu")[0] == 0
+    status, _, err = vitcls("soup", *two, "--output", tmp_path / "made" / "one", "--accelerator=cpu")
+    assert status == 0, err
     soup = tmp_path / "made" / "one"
     status, out, err = vitcls("validate", "--ckpt_path", soup, QUIET)
     assert status == 0, err

@@ -119,7 +119,7 @@ class GreedySoup:
         records.write_end(run, self._data)
 
     def _measured(self, weights: dict[str, Tensor]) -> Figures:
-        self._model.network.load_state_dict(weights)
+        self._model.load_state_dict({f"network.{name}": value for name, value in weights.items()})
         figures = self._trainer.validate(self._model, datamodule=self._data, verbose=False)[0]
         if not self._checked:  # the splits are there after the first time
             for run in sorted(self._runs):
