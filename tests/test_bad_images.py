@@ -2,6 +2,7 @@ import csv
 import shutil
 
 import pytest
+import yaml
 
 from vitcls import runs
 from vitcls.data.bad_images import BadImages
@@ -44,6 +45,19 @@ def test_bad_images_are_named_once_and_counted(vitcls, words, tmp_path, policy):
     assert status == 0
     assert "test/green/003.jpg" in out
     assert runs.read_metrics(tmp_path / "runs" / "run")["test"]["test/bad_images"] == 1
+
+
+def test_an_interrupted_epoch_counts_those_of_its_last_batch(vitcls, words, broken, tmp_path, keeps_sigint):
+    for file in (broken / "train").rglob("00[345].jpg"):
+        file.write_bytes(b"no image")
+    words = [*words, "--data.on_bad_image=skip", "--data.max_bad_fraction=0.9", "--trainer.max_epochs=1"]
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 2}}
+    (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [interrupt]}}))
+    assert vitcls(*words, "--run_name=whole")[0] == 0
+    assert vitcls(*words, "--run_name=parts", "--config", tmp_path / "interrupt.yaml")[0] == 130
+    assert vitcls("fit", "--ckpt_path", tmp_path / "runs" / "parts", "--trainer.callbacks=null")[0] == 0
+    whole, parts = (float(last_figures(tmp_path / "runs" / name)["train/bad_images"]) for name in ("whole", "parts"))
+    assert whole == parts >= 9
 
 
 def test_what_is_left_out_of_an_evaluation_counts_for_nothing(vitcls, words, broken, tmp_path):

@@ -234,14 +234,20 @@ def test_features_are_asked_of_a_run_with_other_classes(vitcls, fit_words, tmp_p
     assert status == 0, err
 
 
-def test_the_teacher_is_frozen_and_has_the_precision_of_the_student(vitcls, fit_words, tmp_path):
+LOW_BASE = ["--model.adapter.r=2", "--model.base_precision=bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype"), [(["--trainer.precision=bf16-true"], "bfloat16"), (LOW_BASE, "float32")], ids=["true", "base"]
+)
+def test_the_teacher_is_frozen_and_has_the_precision_of_the_student(vitcls, fit_words, tmp_path, words, dtype):
     note = {"class_path": "tests.test_distillation.NoteTeacher", "init_args": {"file": str(tmp_path / "kind.txt")}}
     (tmp_path / "note.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [note]}}))
-    words = [*fit_words, f"--model.distill.teacher={save_network(tmp_path / 'teacher')}", "--config"]
-    words += [tmp_path / "note.yaml", "--trainer.precision=bf16-true"]
+    words = [*fit_words, *words, f"--model.distill.teacher={save_network(tmp_path / 'teacher')}", "--config"]
+    words += [tmp_path / "note.yaml"]
     status, _, err = vitcls(*words, "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
     assert status == 0, err
-    assert (tmp_path / "kind.txt").read_text() == "torch.bfloat16 False False"
+    assert (tmp_path / "kind.txt").read_text() == f"torch.{dtype} False False"
 
 
 def test_a_copy_of_the_student_has_the_same_teacher(tmp_path):

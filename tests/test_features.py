@@ -123,6 +123,16 @@ def test_a_resume_is_bit_for_bit(vitcls, fit_words, tmp_path, keeps_sigint, froz
     torch.testing.assert_close(whole["state_dict"], parts["state_dict"], rtol=0, atol=0)
 
 
+def test_no_features_are_computed_for_epochs_that_are_over(vitcls, fit_words, tmp_path, keeps_sigint, monkeypatch):
+    interrupt = {"class_path": "tests.interrupting.InterruptAfter", "init_args": {"step": 6}}  # of 4 in an epoch
+    (tmp_path / "interrupt.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [interrupt]}}))
+    words = [*fit_words, "--model.freeze_epochs=1", "--data.feature_views=1", "--config", tmp_path / "interrupt.yaml"]
+    assert vitcls(*words)[0] == 130
+    monkeypatch.setattr(ViTClassifier, "features", None)
+    status, _, err = vitcls("fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.callbacks=null")
+    assert status == 0, err
+
+
 @pytest.mark.parametrize("policy", ["skip", "blank"])
 def test_bad_images_are_told_and_counted(tiny_vit, tmp_path, policy, caplog):
     draw_split(tmp_path / "photos" / "train", 10, seed=1)
@@ -163,6 +173,7 @@ def test_several_labels_work_too(tiny_vit, tmp_path):
         ([], "--data.feature_views 2 is for a head that trains on its own; say --model.train head"),
         ([*HEAD, "--data.mixup=0.2"], "--data.mixup 0.2 needs the images of each epoch"),
         ([*HEAD, "--data.cutmix=1"], "--data.cutmix 1.0 needs the images of each epoch"),
+        ([*HEAD, "--trainer.overfit_batches=2"], "each epoch, which --data.feature_views 2 cannot give"),
         ([*HEAD, "--data.feature_views=-1"], "--data.feature_views is -1; it must be at least 0"),
     ],
 )

@@ -146,6 +146,7 @@ def test_a_last_short_batch_is_translated_once():
         (["--model.gradient_checkpointing=true", "--model.train=head"], "saves nothing with --model.train head"),
         (["--model.base_precision=bfloat16"], "is for weights that are frozen as a whole"),
         (["--model.base_precision=bfloat16", "--model.adapter.method=vera"], "frozen as a whole"),
+        (["--model.base_precision=bfloat16", "--model.adapter.bias=all"], "--model.adapter.bias all trains biases of"),
         (["--model.compile=inductr"], "--model.compile is 'inductr'; it must be true, false or one of"),
     ],
 )
@@ -199,6 +200,10 @@ def full_memory(folder, stage: str) -> list[str]:
         (
             ["--model.adapter.r=2", "--trainer.precision=bf16-mixed", "--trainer.accumulate_grad_batches=2"],
             f"{HALF} 4 (the same images in a step), {RECOMPUTED}, --model.base_precision bfloat16",
+        ),
+        (
+            ["--model.last_blocks=1", "--data.batch_size=1", "--model.gradient_checkpointing=true"],
+            MIXED,
         ),
         (
             ["--model.train=head", "--data.batch_size=1", "--model.base_precision=bfloat16"],

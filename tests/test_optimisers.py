@@ -81,3 +81,10 @@ def test_what_would_do_nothing_or_fail_is_a_sentence(refuses, fit_words, tmp_pat
 def test_fused_gradients_are_clipped_in_float32(vitcls, fit_words, tmp_path):
     words = optimiser(tmp_path, "torch.optim.AdamW", {"fused": True})
     assert vitcls(*fit_words, *words, "--trainer.gradient_clip_val=1", "--trainer.max_epochs=1")[0] == 0
+
+
+def test_a_resume_with_another_optimiser_is_refused(vitcls, refuses, fit_words, tmp_path):
+    assert vitcls(*fit_words, "--trainer.max_epochs=1")[0] == 0
+    words = ["fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.max_epochs=2"]
+    told = refuses(*words, "--model.optimizer=torch.optim.SGD")
+    assert "stepped with torch.optim.adamw.AdamW, and this one would with torch.optim.sgd.SGD" in told

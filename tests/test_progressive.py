@@ -196,6 +196,14 @@ def test_a_training_that_ends_on_small_images_is_told(vitcls, fit_words, tmp_pat
     status, out, _ = vitcls(*fit_words, *sized(tmp_path, {0: 16, 9: 32}))
     assert status == 0
     assert "the last epoch trains on images of 16 pixels, and the model is kept for 32" in out
+    assert "computes features of images of" not in out
+
+
+def test_features_that_are_of_large_images_are_told(vitcls, fit_words, tmp_path):
+    words = ["--model.train=head", "--data.feature_views=1", "--trainer.max_epochs=1"]
+    status, out, _ = vitcls(*fit_words, *words, *sized(tmp_path, {0: 16}))
+    assert status == 0
+    assert "ProgressiveSize: --data.feature_views computes features of images of 32 pixels" in out
 
 
 def test_the_overlay_trains(vitcls, fit_words, tmp_path):

@@ -75,3 +75,24 @@ def test_it_belongs_to_the_beginning_of_a_fit(vitcls, refuses, fit_words, tmp_pa
     assert vitcls(*fit_words, "--trainer.max_epochs=1")[0] == 0
     told = refuses(verb, "--ckpt_path", tmp_path / "runs" / "run", "--lr_find=true")
     assert "--lr_find true is for the beginning of a fit" in told
+
+
+def test_a_resume_by_the_same_words_keeps_the_rate(vitcls, fit_words, tmp_path):
+    """Where the first start was killed before its first checkpoint, and when it is to train longer."""
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    (run / "lr_find.png").touch()
+    words = [*fit_words, "--lr_find=true", "--resume=true", "--model.schedule=constant"]
+    rates = []
+    for epochs in (1, 2):
+        status, _, err = vitcls(*words, f"--trainer.max_epochs={epochs}")
+        assert status == 0, err
+        rates += [group["initial_lr"] for group in load(run / "last.ckpt")["optimizer_states"][0]["param_groups"]]
+    assert len(set(rates)) == 1
+    assert rates[0] != 1e-3  # of fit_words
+
+
+def test_features_of_the_first_epochs_are_no_part_of_it(vitcls, fit_words):
+    words = ["--lr_find=true", "--model.freeze_epochs=1", "--data.feature_views=1", "--trainer.max_epochs=1"]
+    status, _, err = vitcls(*fit_words, *words, "--trainer.limit_val_batches=0", "--data.batch_size=2")
+    assert status == 0, err

@@ -70,7 +70,8 @@ def test_the_soup_is_the_mean_of_what_it_says(vitcls, two, tmp_path):
 
 
 def test_a_soup_is_tested_and_predicted_with_and_not_resumed(vitcls, refuses, two, tmp_path, colours):
-    assert vitcls("soup", *two, "--output", tmp_path / "made" / "one", "--accelerator=cpu")[0] == 0
+    status, _, err = vitcls("soup", *two, "--output", tmp_path / "made" / "one", "--accelerator=cpu")
+    assert status == 0, err
     soup = tmp_path / "made" / "one"
     status, out, err = vitcls("validate", "--ckpt_path", soup, QUIET)
     assert status == 0, err
@@ -82,8 +83,8 @@ def test_a_soup_is_tested_and_predicted_with_and_not_resumed(vitcls, refuses, tw
     assert vitcls("predict", "--ckpt_path", soup, *words)[0] == 0
     with (tmp_path / "p.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 21
-    assert "has no last.ckpt" in refuses("fit", "--ckpt_path", soup)
-    assert "holds weights alone" in refuses("fit", "--ckpt_path", soup / "best.ckpt", "--trainer.max_epochs=9")
+    for place in (soup, soup / "best.ckpt"):
+        assert "holds weights alone" in refuses("fit", "--ckpt_path", place, "--trainer.max_epochs=9")
 
 
 def test_what_lowers_the_figure_is_left_out(vitcls, two, tmp_path):
@@ -126,6 +127,19 @@ def test_adapters_are_merged_before_they_are_averaged(vitcls, fit_words, tmp_pat
         torch.testing.assert_close(kept[f"network.{name}"], mean, rtol=0, atol=1e-6)
     hparams = load(soup / "best.ckpt")["hyper_parameters"]
     assert (hparams["adapter"], hparams["train"]) == (None, "all")
+
+
+LOW_BASE = ["--model.adapter.r=2", "--model.base_precision=bfloat16"]
+
+
+@pytest.mark.parametrize("part", [["--model.last_blocks=1"], LOW_BASE])
+def test_all_weights_are_kept_where_the_first_trained_a_part(vitcls, fit_words, tmp_path, part):
+    folders = fits(vitcls, [*fit_words, "--trainer.max_epochs=1"], tmp_path / "runs", part=part, all=[])
+    status, _, err = vitcls("soup", *folders, "--accelerator=cpu")
+    assert status == 0, err
+    soup, whole = (load(tmp_path / "runs" / name / "best.ckpt")["state_dict"] for name in ("soup", "all"))
+    assert soup.keys() == whole.keys()
+    assert {value.dtype for value in soup.values()} == {torch.float32}
 
 
 def test_a_soup_of_several_labels_has_thresholds(vitcls, tiny_vit, scenes, tmp_path):

@@ -183,8 +183,8 @@ class VitclsCLI(LightningCLI):
             _keep_learned(config[verb].model, defaults.get("model", {}))
             _check_task(config[verb].model.task, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
-        if config[verb].lr_find and (verb != "fit" or path is not None):
-            raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
+        if config[verb].lr_find and (verb != "fit" or self.checkpoint is not None):
+            _keep_found_rate(config[verb], self.checkpoint, defaults.get("model", {}))
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
         self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
@@ -213,7 +213,7 @@ class VitclsCLI(LightningCLI):
         """The configured trainer, with what a run folder needs and the configuration does not name."""
         config = self._chosen.trainer
         check_strategy(config.strategy)
-        check_overfit(config.overfit_batches, self.datamodule.hparams["streaming"])
+        check_overfit(config.overfit_batches, self.datamodule.hparams)
         fits = self.subcommand == "fit"
         callbacks = as_list(config.callbacks)
         callbacks = with_progress_bar(callbacks, shown=config.enable_progress_bar is not False)
@@ -221,6 +221,10 @@ class VitclsCLI(LightningCLI):
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         if fits:
             check_monitors(callbacks, self.model.task)
+        predicts = self.subcommand == "predict"
+        # Before those of a fit, of which one ends an interrupted training when only these have had their turn.
+        callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT) if predicts else BadImageCount())
+        callbacks.append(MemoryAdvice())
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
@@ -230,11 +234,6 @@ class VitclsCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:
             kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
-        callbacks.append(MemoryAdvice())
-        if self.subcommand != "predict":
-            callbacks.append(BadImageCount())
-        else:
-            callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
             check_launch(trainer)
@@ -358,6 +357,18 @@ def _run_to_resume(verb: str, said: Namespace) -> str | None:
     return str(folder) if any((folder / name).is_file() for name in runs.CHECKPOINTS) else None
 
 
+def _keep_found_rate(said: Namespace, checkpoint: runs.Checkpoint | None, known: dict[str, Any]) -> None:
+    """A fit that --resume goes on with has the rate that was found when it began, whatever its configuration says.
+
+    Raises:
+        UserError: there a rate is to be found elsewhere than at the beginning of a fit.
+    """
+    run = checkpoint.run if checkpoint is not None and said.resume else None
+    if run is None or not (run / runs.RANGE_TEST).is_file():
+        raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
+    said.lr_find, said.model.lr = False, known["lr"]
+
+
 def _check_model_is_named(verb: str, said: Namespace) -> None:
     if verb != "fit" and said.ckpt_path is None and said.model.checkpoint is None and said.model.architecture is None:
         raise UserError(
@@ -372,8 +383,8 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
     Naming a data set or a training folder replaces the checkpoint's whole source, so that the data of
     now is not joined with splits of then; a validation or test folder replaces its own role only.
     """
-    model = {k: v for k, v in content["hyper_parameters"].items() if k != "_instantiator"}
-    data = {k: v for k, v in content.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
+    model = runs.arguments_of(content["hyper_parameters"])
+    data = runs.arguments_of(content.get("datamodule_hyper_parameters", {}))
     if any(said.data[name] is not None for name in TRAINING):
         data = {k: v for k, v in data.items() if k == "streaming" or k not in asdict(SourceChoice())}
     for role in ("validation", "test"):

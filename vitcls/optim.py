@@ -131,6 +131,28 @@ def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mappi
         )
 
 
+def name_of(optimizer: Optimizer) -> str:
+    """The class path of an optimiser, by which a resume knows it again."""
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def check_same_optimizer(saved: str | None, optimizer: Optimizer) -> None:
+    """Refuse a resume with another optimiser, to which the state of the former means nothing.
+
+    Args:
+        saved: `name_of` the checkpoint's; None where it tells none.
+        optimizer: of now.
+
+    Raises:
+        UserError: names both.
+    """
+    if saved not in (None, name_of(optimizer)):
+        raise UserError(
+            f"The interrupted training stepped with {saved}, and this one would with {name_of(optimizer)}, to which "
+            "its state means nothing: leave --model.optimizer as it was, or start a new run from its weights."
+        )
+
+
 def build_schedule(
     name: Schedule,
     optimizer: Optimizer,

@@ -1,6 +1,25 @@
-"""Which of several processes this is, before there is a Trainer to ask."""
+"""Several processes that train together: which one this is, before there is a Trainer to ask, and what all have."""
 
 import os
+from typing import TypeVar
+
+Kept = TypeVar("Kept")
+
+
+def of_all_processes(own: Kept, processes: int) -> list[Kept]:
+    """What each process has, in their order; all of them must ask.
+
+    Args:
+        own: of this one; it is pickled, where there are several.
+        processes: how many train together.
+    """
+    if processes == 1:
+        return [own]
+    import torch  # the program asks for its place before it imports anything slow
+
+    gathered: list[Kept] = [own] * processes
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
 
 
 def is_first_process() -> bool:

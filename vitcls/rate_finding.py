@@ -14,10 +14,11 @@ from vitcls.callbacks import MemoryAdvice
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
+from vitcls.runs import RANGE_TEST, arguments_of
+from vitcls.trainer_options import QUIET
 
 log = logging.getLogger(__name__)
 
-PLOT = "lr_find.png"  # in the run folder
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
 SMOOTHING = 0.9  # of the losses' moving average: about the last ten
 DIVERGED = 4.0  # times the smallest loss, where the search ends; Lightning's own figure
@@ -86,7 +87,7 @@ def find_rate(model: ViTClassifier, datamodule: ImageDataModule, trainer: Traine
         _try_rates(test, model, datamodule, trainer)
     best = steepest(test.rates, test.losses)
     if run is not None:
-        plot(test.rates, test.losses, best).savefig(run / PLOT)
+        plot(test.rates, test.losses, best).savefig(run / RANGE_TEST)
     if best is None:
         raise UserError(
             f"--lr_find true finds no learning rate between {LOWEST:g} and {HIGHEST:g} at which the loss falls; give "
@@ -126,28 +127,24 @@ def plot(rates: list[float], losses: list[float], best: int | None) -> Figure:
 
 def _try_rates(test: RangeTest, model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer) -> None:
     adapter = model.hparams["adapter"] and {**model.hparams["adapter"], "b_lr_ratio": 1.0}
-    said = {**_arguments(model), **_PLAIN, "adapter": adapter}
+    said = {**arguments_of(model.hparams), **_PLAIN, "adapter": adapter}
+    data = arguments_of(datamodule.hparams)
+    if model.hparams["train"] != "head":
+        data["feature_views"] = 0  # of first epochs in which the head trains alone, which the search has none of
     searching = Trainer(
         accelerator=trainer.accelerator,
         devices=1,
         precision=trainer.precision,
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val,
+        gradient_clip_algorithm=trainer.gradient_clip_algorithm,
         max_epochs=-1,
         max_steps=STEPS,
         limit_train_batches=trainer.limit_train_batches,
         check_val_every_n_epoch=STEPS + 1,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **QUIET,
         callbacks=[test, MemoryAdvice()],
     )
     log.info("--lr_find true: up to %d steps, from a learning rate of %g to %g", STEPS, LOWEST, HIGHEST)
-    searching.fit(ViTClassifier(**said, optimizer=model._optimizer_factory), ImageDataModule(**_arguments(datamodule)))
-
-
-def _arguments(made: ViTClassifier | ImageDataModule) -> dict[str, Any]:
-    return {name: value for name, value in made.hparams.items() if name != "_instantiator"}  # which LightningCLI adds
+    searching.fit(ViTClassifier(**said, optimizer=model._optimizer_factory), ImageDataModule(**data))

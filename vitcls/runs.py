@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SPLITS = "splits.json"
 METRICS = "metrics.json"
 THRESHOLDS = "thresholds.json"
 HISTORY = "metrics.csv"
+RANGE_TEST = "lr_find.png"  # the plot of --lr_find
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"  # the last.ckpt before it, while training
@@ -80,7 +82,7 @@ def check_unused(folder: Path) -> None:
     Raises:
         UserError: names what is there.
     """
-    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, "events.out.tfevents.*", f".*{PART}")
+    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, RANGE_TEST, "events.out.tfevents.*", f".*{PART}")
     others = sorted(file.name for file in folder.iterdir() if not any(file.match(pattern) for pattern in own))
     if others:
         raise UserError(
@@ -141,6 +143,11 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"hyper_parameters", RECORD} <= content.keys():
         raise UserError(f"{checkpoint.file} is not a checkpoint of a vitcls run.")
     return content
+
+
+def arguments_of(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model or datamodule was made with, without the note that LightningCLI adds."""
+    return {name: value for name, value in hyper_parameters.items() if name != "_instantiator"}
 
 
 def read_config(run: Path) -> dict[str, Any]:

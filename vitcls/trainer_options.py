@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from vitcls.errors import UserError
 log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 10
+# Of a trainer that is no run: it says nothing and writes nothing.
+QUIET: dict[str, Any] = dict.fromkeys(
+    ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False
+)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -88,17 +93,24 @@ def check_strategy(strategy: Any) -> None:
         raise UserError(f"--trainer.strategy {strategy!r} cannot be used here: ddp does the same.")
 
 
-def check_overfit(share: float, streams: bool) -> None:
-    """Refuse to train on the same few batches of a stream, which has no rows to come back to.
+def check_overfit(share: float, data: Mapping[str, Any]) -> None:
+    """Refuse to train on the same few batches of what has none to come back to.
+
+    A stream has no rows, and Lightning's order of them does not say which epochs take features.
+
+    Args:
+        share: `trainer.overfit_batches`.
+        data: ImageDataModule's arguments.
 
     Raises:
         UserError: says what to do instead.
     """
-    if share and streams:
-        raise UserError(
-            f"--trainer.overfit_batches {share} takes the same batches in each epoch, which --data.streaming true "
-            "cannot give; leave one of the two out."
-        )
+    for name in ("streaming", "feature_views"):
+        if share and data[name]:
+            raise UserError(
+                f"--trainer.overfit_batches {share} takes the same batches in each epoch, which --data.{name} "
+                f"{str(data[name]).lower()} cannot give; leave one of the two out."
+            )
 
 
 def launched_by_torchrun(config: Namespace) -> dict[str, Any]:

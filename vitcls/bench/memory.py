@@ -24,6 +24,7 @@ from vitcls.bench.machine import machine
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError, check_range
 from vitcls.models.classifier import ViTClassifier
+from vitcls.trainer_options import QUIET
 
 FEW = 1000  # rows of the comparison: what is left when they are taken off is the rows' own
 WORKERS = (2, 4)
@@ -161,7 +162,7 @@ def _data(table: Path) -> ImageDataModule:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     model = ViTClassifier(architecture={"model_type": "vit", "image_size": 32, "patch_size": 16, **sizes})
     data = ImageDataModule(train_files=str(table))
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(accelerator="cpu", **QUIET)
     data.trainer = model.trainer = trainer
     trainer.strategy.connect(model)
     return data

@@ -16,6 +16,7 @@ from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import check_range
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
+from vitcls.trainer_options import QUIET
 
 FROM_IMAGES = 0  # views: the images of each epoch go through the network
 
@@ -79,15 +80,7 @@ def _trained(options: Namespace, views: int, seed: int) -> tuple[float, float]:
     seed_everything(seed, verbose=False)
     data = ImageDataModule(**{**options.data.as_dict(), "feature_views": views})
     model = ViTClassifier(**{**options.model.as_dict(), "train": "head"})
-    trainer = Trainer(
-        max_epochs=options.epochs,
-        precision=options.precision,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = Trainer(max_epochs=options.epochs, precision=options.precision, devices=1, **QUIET)
     start = time.perf_counter()
     trainer.fit(model, data)
     return time.perf_counter() - start, float(trainer.callback_metrics[MONITOR[model.task]])

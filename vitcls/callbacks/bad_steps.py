@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from vitcls.callbacks.checkpoint import RunCheckpoint
 from vitcls.callbacks.interrupt import window_ends
 from vitcls.errors import UserError, listing
+from vitcls.processes import of_all_processes
 from vitcls.types import Batch
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class BadSteps(Callback):
         self._is_bad = trainer.strategy.reduce_boolean_decision(not bool(finite), all=False)
         if not self._is_bad:
             return
-        told = _told(_of_all_processes(window, trainer.world_size), trainer.global_step + 1)
+        told = _told(_batches(window, trainer.world_size), trainer.global_step + 1)
         self._left_out += 1
         most = pl_module.hparams["max_bad_steps"]
         if self._left_out > most:
@@ -113,14 +114,10 @@ def _count(pl_module: LightningModule, name: str, happened: bool) -> None:
     pl_module.log(name, share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
 
 
-def _of_all_processes(window: list[tuple[Tensor, Tensor]], processes: int) -> list[tuple[list[int], float]]:
+def _batches(window: list[tuple[Tensor, Tensor]], processes: int) -> list[tuple[list[int], float]]:
     """Ids and loss of each batch, of all processes."""
     own = [(ids.tolist(), loss.item()) for ids, loss in window]
-    if processes == 1:
-        return own
-    gathered: list[list[tuple[list[int], float]]] = [[]] * processes
-    torch.distributed.all_gather_object(gathered, own)
-    return [batch for window in gathered for batch in window]
+    return [batch for batches in of_all_processes(own, processes) for batch in batches]
 
 
 def _told(batches: list[tuple[list[int], float]], step: int) -> str:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
+from vitcls.processes import of_all_processes
 from vitcls.runs import UNLOGGED
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class EpochSoFar(Callback):
             return
         self._add_logged(trainer)
         own = {"metrics": _states(_train_metrics(pl_module)), "logged": {**self._logged, **_sums(trainer)}}
-        checkpoint[KEY] = _of_all_processes(own, trainer.world_size)
+        checkpoint[KEY] = of_all_processes(own, trainer.world_size)
 
     def _add_logged(self, trainer: Any) -> None:
         results = trainer.fit_loop.epoch_loop._results
@@ -108,11 +109,3 @@ def _sums(trainer: Any) -> Figures:
 
 def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _of_all_processes(own: Any, processes: int) -> list[Any]:
-    if processes == 1:
-        return [own]
-    gathered: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(gathered, own)
-    return gathered

@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch.optim import Optimizer
 
 from vitcls.errors import UserError, listing
+from vitcls.models.kept import trains_part
 from vitcls.models.network import parameters_of_head
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class GradientCheck(Callback):
         if trainer.current_epoch < pl_module.hparams["freeze_epochs"]:
             return  # the head may train on features, which go through nothing else
         self._is_done = True
-        check_gradients(pl_module.network, all_train=not _is_part(pl_module))
+        check_gradients(pl_module.network, all_train=not trains_part(pl_module.hparams))
 
 
 def check_gradients(network: Any, all_train: bool) -> None:
@@ -64,8 +65,3 @@ def check_gradients(network: Any, all_train: bool) -> None:
             f"{listing(missed, 4)}. The network does not go through them; choose others (--model.adapter.targets, "
             "--model.train), or leave gradient checkpointing out."
         )
-
-
-def _is_part(pl_module: LightningModule) -> bool:
-    said = pl_module.hparams
-    return said["adapter"] is not None or said["train"] != "all" or said["last_blocks"] is not None

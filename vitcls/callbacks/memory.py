@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vitcls.models.kept import trains_part
 from vitcls.models.memory import LOW_BASE_METHODS
 
 MOST = 3  # settings that are told
@@ -41,7 +42,7 @@ def advice(error: torch.OutOfMemoryError, trainer: Any, model: Mapping[str, Any]
 
 
 def _for_training(batch: int, trainer: Any, model: Mapping[str, Any]) -> Iterator[str]:
-    adapter, frozen = model["adapter"], model["adapter"] is not None or model["train"] != "all"
+    adapter = model["adapter"]
     if batch > 1:
         windows = 2 * trainer.accumulate_grad_batches
         yield f"--data.batch_size {batch // 2} --trainer.accumulate_grad_batches {windows} (the same images in a step)"
@@ -49,10 +50,10 @@ def _for_training(batch: int, trainer: Any, model: Mapping[str, Any]) -> Iterato
         yield "--model.gradient_checkpointing true"
     if trainer.precision == "32-true":
         yield _MIXED
-    if not frozen and model["checkpoint"] is not None:
+    if not trains_part(model) and model["checkpoint"] is not None:
         yield "--model.adapter.r 16"
-    low = model["train"] == "head" or (adapter is not None and adapter["method"] in LOW_BASE_METHODS)
-    if low and model["base_precision"] != "bfloat16":
+    adapts = adapter is not None and adapter["method"] in LOW_BASE_METHODS and adapter["bias"] == "none"
+    if (adapts or model["train"] == "head") and model["base_precision"] != "bfloat16":
         yield "--model.base_precision bfloat16"
 
 

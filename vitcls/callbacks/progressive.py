@@ -42,6 +42,12 @@ class ProgressiveSize(Callback):
         pl_module.configure_model()
         whole = pl_module.image_spec.size
         self._check(pl_module.network, whole)
+        if trainer.datamodule.hparams.get("feature_views"):  # type: ignore[attr-defined]
+            log.warning(
+                "ProgressiveSize: --data.feature_views computes features of images of %d pixels; epochs that take "
+                "these gain nothing by smaller ones",
+                whole,
+            )
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             last = self._size_in(trainer.max_epochs - 1) or whole
             if last != whole:

@@ -29,7 +29,7 @@ class ConfiguredPatience(Callback):
 
 
 class AverageIsKept(Callback):
-    """Refuses to go on without AveragedWeights where it was trained with it: the weights would be the average."""
+    """Refuses to go on without an average of the weights where one was kept: the weights would be the average."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look at what the checkpoint holds.
@@ -40,8 +40,9 @@ class AverageIsKept(Callback):
         averages = any(isinstance(c, WeightAveraging) for c in cast(Any, trainer).callbacks)
         if "current_model_state" in checkpoint and not averages:
             raise UserError(
-                "The run keeps an average of its weights (AveragedWeights), and this resume has no such callback: it "
-                "would go on from the average. Add it again (--config configs/overlays/ema.yaml), or start a new run."
+                "The run keeps an average of its weights, and this resume has no callback for it: it would go on from "
+                "the average. Add AveragedWeights or AveragedEpochs again, as the run had it (--config "
+                "configs/overlays/ema.yaml or swa.yaml), or start a new run."
             )
 
 

@@ -26,6 +26,7 @@ from vitcls.data.splits import Split
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.models.classifier import ViTClassifier
 from vitcls.runs import DEFAULT_ROOT
+from vitcls.trainer_options import QUIET
 from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class CheckCLI(LightningCLI):
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         """None is needed; the data asks for one."""
-        return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        return Trainer(accelerator="cpu", **QUIET)
 
 
 def run_check(words: list[str]) -> int:

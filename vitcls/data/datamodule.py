@@ -273,7 +273,7 @@ class ImageDataModule(LightningDataModule):
         rows, sampler = training_rows(
             self.splits["train"], images, self.image_spec, self.hparams, seed, processes, rank, feature_epochs
         )
-        if feature_epochs:
+        if feature_epochs > (self._interrupted or {}).get("epoch", 0):  # a resume after them needs none
             rows = self._featured(cast(ImageRows, rows), seed)
         loader = self._loader(rows, batch_size=self.hparams["batch_size"], sampler=sampler)
         self._train_loader = cast(ResumableLoader, loader)

@@ -18,6 +18,7 @@ from vitcls.methods.ways import arguments_of
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.folder import TOLERANCE, load_model_folder, reload_difference, write_model_folder
 from vitcls.models.peft_methods import can_merge
+from vitcls.trainer_options import QUIET
 
 IMAGES, BATCH = 8, 4
 ORIGINAL_HEAD = ".original_module."  # peft keeps the random head aside
@@ -116,16 +117,7 @@ def _fresh(way: str, family: str, folder: Path) -> ViTClassifier:
 
 def _fit(model: ViTClassifier, callbacks: list[Callback] | None = None, after: Path | None = None) -> None:
     """Two epochs of two steps; or the second one alone, after a checkpoint."""
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_val_batches=0,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = Trainer(accelerator="cpu", max_epochs=2, limit_val_batches=0, callbacks=callbacks, **QUIET)
     trainer.fit(model, Noise(), ckpt_path=after, weights_only=True)
 
 

@@ -1,20 +1,47 @@
 """Which arguments of a ViTClassifier are refused, and why."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitcls.errors import UserError, check_range, listing, suggestion
 from vitcls.types import Task
 
 
-def check_numbers(lr: float, weight_decay: float, warmup_fraction: float, label_smoothing: float) -> None:
+def check_arguments(said: Mapping[str, Any]) -> None:
+    """Refuse a value that cannot be, or values that exclude each other.
+
+    Args:
+        said: the arguments by name.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    checkpoint, architecture, adapter, train = (
+        said[name] for name in ("checkpoint", "architecture", "adapter", "train")
+    )
+    _check_network(checkpoint, architecture, adapter, train, said["image_size"])
+    _check_layers(said["layers"], architecture)
+    _check_numbers(said)
+    _check_rates(said["head_lr"], said["layer_decay"], adapter, train)
+    _check_freezing(said["freeze_epochs"], train, adapter)
+    _check_last_blocks(said["last_blocks"], architecture, adapter, train)
+    warmup_fraction = said["warmup_fraction"] if said["warmup_steps"] is None else 0.0
+    _check_schedule(said["schedule"], said["schedule_power"], said["decay_fraction"], warmup_fraction)
+    _check_thresholds(said["thresholds"], said["task"])
+
+
+def _check_numbers(said: Mapping[str, Any]) -> None:
     """Refuse numbers outside of their range."""
+    lr, weight_decay, bad_steps = said["lr"], said["weight_decay"], said["max_bad_steps"]
+    warmup_fraction, label_smoothing = said["warmup_fraction"], said["label_smoothing"]
     check_range("model.lr", lr, lr > 0, "above 0")
     check_range("model.weight_decay", weight_decay, weight_decay >= 0, "at least 0")
     check_range("model.warmup_fraction", warmup_fraction, 0 <= warmup_fraction <= 1, "between 0 and 1")
     check_range("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
+    check_range("model.max_bad_steps", bad_steps, bad_steps >= 0, "at least 0")
 
 
-def check_rates(head_lr: float | None, layer_decay: float, adapter: object, train: str) -> None:
+def _check_rates(head_lr: float | None, layer_decay: float, adapter: object, train: str) -> None:
     """Refuse rates out of range, or of layers that do not train."""
     check_range("model.head_lr", head_lr, head_lr is None or head_lr > 0, "above 0")
     check_range("model.layer_decay", layer_decay, 0 < layer_decay <= 1, "above 0 and at most 1")
@@ -28,7 +55,7 @@ def check_rates(head_lr: float | None, layer_decay: float, adapter: object, trai
         )
 
 
-def check_freezing(freeze_epochs: int, train: str, adapter: Any) -> None:
+def _check_freezing(freeze_epochs: int, train: str, adapter: Any) -> None:
     """Refuse to freeze for a while what never trains."""
     check_range("model.freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
     if freeze_epochs and train == "head":
@@ -41,7 +68,7 @@ def check_freezing(freeze_epochs: int, train: str, adapter: Any) -> None:
         )
 
 
-def check_last_blocks(blocks: int | None, architecture: object, adapter: object, train: str) -> None:
+def _check_last_blocks(blocks: int | None, architecture: object, adapter: object, train: str) -> None:
     """Refuse to choose blocks where others train anyway, or where they are random."""
     check_range("model.last_blocks", blocks, blocks is None or blocks >= 1, "at least 1")
     others = {
@@ -56,7 +83,7 @@ def check_last_blocks(blocks: int | None, architecture: object, adapter: object,
         )
 
 
-def check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fraction: float) -> None:
+def _check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fraction: float) -> None:
     """Refuse shapes that there are not, or a rise and a fall that are longer than the training."""
     check_range("model.schedule_power", power, power > 0, "above 0")
     check_range("model.decay_fraction", decay_fraction, 0 <= decay_fraction <= 1, "between 0 and 1")
@@ -67,7 +94,7 @@ def check_schedule(schedule: str, power: float, decay_fraction: float, warmup_fr
         )
 
 
-def check_network(
+def _check_network(
     checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, image_size: int | None
 ) -> None:
     """Refuse networks that cannot be: two of them, or random weights that are to stay as they are."""
@@ -88,7 +115,7 @@ def check_network(
         raise UserError(f"--model.train {train} and --model.adapter exclude each other; set one of them to null.")
 
 
-def check_layers(layers: int | None, architecture: dict[str, Any] | None) -> None:
+def _check_layers(layers: int | None, architecture: dict[str, Any] | None) -> None:
     """Refuse to keep no block, or some of a network that has no checkpoint."""
     check_range("model.layers", layers, layers is None or layers >= 1, "at least 1")
     if architecture is not None and layers is not None:
@@ -98,7 +125,7 @@ def check_layers(layers: int | None, architecture: dict[str, Any] | None) -> Non
         )
 
 
-def check_thresholds(thresholds: dict[str, float] | None, task: Task) -> None:
+def _check_thresholds(thresholds: dict[str, float] | None, task: Task) -> None:
     """Refuse thresholds that are no probabilities, or where the best class is taken anyway."""
     if thresholds and task == "multiclass":
         raise UserError(

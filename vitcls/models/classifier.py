@@ -11,25 +11,15 @@ from torch import Tensor, nn
 
 import vitcls
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_record, spec_of_size
-from vitcls.errors import UserError, check_range, listing
+from vitcls.errors import UserError, listing
 from vitcls.metrics import StageMetrics
 from vitcls.models import adaptive_rank
 from vitcls.models.adapters import LoRA, add_lora
-from vitcls.models.arguments import (
-    check_freezing,
-    check_last_blocks,
-    check_layers,
-    check_network,
-    check_numbers,
-    check_rates,
-    check_schedule,
-    check_threshold_names,
-    check_thresholds,
-)
+from vitcls.models.arguments import check_arguments, check_threshold_names
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
 from vitcls.models.features import features_of, head_of, inputs_of_head
 from vitcls.models.input_size import at_size, fit_to_size, size_words
-from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
+from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part, trains_part
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
 from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
@@ -52,6 +42,8 @@ from vitcls.optim import (
     OptimizerFactory,
     Schedule,
     check_same_groups,
+    check_same_optimizer,
+    name_of,
     parameter_groups,
 )
 from vitcls.runs import RECORD
@@ -157,17 +149,9 @@ class ViTClassifier(OptimisedModule):
         compile: bool | str = False,  # noqa: A002 - torch's own word for it
     ) -> None:
         super().__init__()
-        check_network(checkpoint, architecture, adapter, train, image_size)
-        check_layers(layers, architecture)
-        check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
-        check_rates(head_lr, layer_decay, adapter, train)
-        check_freezing(freeze_epochs, train, adapter)
-        check_last_blocks(last_blocks, architecture, adapter, train)
-        check_range("model.max_bad_steps", max_bad_steps, max_bad_steps >= 0, "at least 0")
-        check_schedule(schedule, schedule_power, decay_fraction, warmup_fraction if warmup_steps is None else 0.0)
-        check_thresholds(thresholds, task)
         checkpoint = None if checkpoint is None else str(checkpoint)  # checkpoints hold plain values only
         self.save_hyperparameters(ignore=["optimizer"])
+        check_arguments(self.hparams)
         for name, given in (("adapter", adapter), ("loss", loss), ("distill", distill)):
             if is_dataclass(given):  # checkpoints are read with weights_only=True: plain values only
                 self.hparams[name] = asdict(given)
@@ -179,10 +163,9 @@ class ViTClassifier(OptimisedModule):
         self._distilling: Distilling | None = None
         self.train_size: int | None = None  # side of the training images where a callback makes them smaller
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
-        check_memory(gradient_checkpointing, base_precision, train, self._lora.method if self._lora else None)
+        check_memory(gradient_checkpointing, base_precision, train, self._lora)
         self._optimizer_factory = optimizer
-        freezes = adapter is not None or train != "all" or last_blocks is not None
-        self._keeps_trained_only = checkpoint is not None and freezes
+        self._keeps_trained_only = checkpoint is not None and trains_part(self.hparams)
         self._frozen_digest = ""
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
@@ -446,7 +429,8 @@ class ViTClassifier(OptimisedModule):
         """Say how much of the network trains; let the teacher come along."""
         self._why_new_head = ""  # from here on it is trained
         if self._distilling is not None:
-            self._distilling.teacher.to(self.device, next(self.network.parameters()).dtype)
+            trained = next(p for p in self.network.parameters() if p.requires_grad)  # the others may be lowered
+            self._distilling.teacher.to(self.device, trained.dtype)
         trainable, total = self.parameter_counts()
         log.info("trainable parameters: %s of %s (%.4f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
@@ -469,6 +453,7 @@ class ViTClassifier(OptimisedModule):
             "version": vitcls.__version__,
             "frozen_digest": self._frozen_digest,
             "precision": str(self.trainer.precision),
+            "optimizer": next(map(name_of, self.trainer.optimizers), None),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "of_labels": self.figures_of_labels.get("val", {}),
             "ranks": adaptive_rank.state_of(self.network),
@@ -478,7 +463,8 @@ class ViTClassifier(OptimisedModule):
         """Refuse adapters or heads that were trained on other frozen weights; take the thresholds over.
 
         Raises:
-            UserError: the checkpoint is not of vitcls, the frozen weights differ, or the groups of a resume do.
+            UserError: the checkpoint is not of vitcls, or of other frozen weights; of a resume, the groups of weights
+                or the optimiser are others.
         """
         check_frozen_part(checkpoint, self._frozen_digest, self.hparams["checkpoint"])
         if self._is_fitting() and "optimizer_states" not in checkpoint:
@@ -488,6 +474,7 @@ class ViTClassifier(OptimisedModule):
             )
         if self._is_fitting() and checkpoint.get("optimizer_states"):
             check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
+            check_same_optimizer(checkpoint[RECORD].get("optimizer"), self._make_optimizer())
         adaptive_rank.restore(self.network, checkpoint[RECORD].get("ranks", {}))
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from vitcls.errors import UserError, listing
-from vitcls.models.network import head_names
+from vitcls.models.network import heads_of
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def head_of(network: Any) -> nn.Module:
     Raises:
         UserError: there are several.
     """
-    heads = _heads(network)
+    heads = heads_of(network)
     if len(heads) != 1:
         raise UserError(
             f"The network has {len(heads)} heads ({listing(heads)}), so that there are no features of one; leave "
@@ -75,10 +74,5 @@ def _check_head_is_last(of_features: Tensor, of_images: Tensor) -> None:
         )
 
 
-def _heads(network: Any) -> dict[str, nn.Module]:
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
-    return {name: inside.get_submodule(name) for name in head_names(inside)}
-
-
 def _head(network: Any) -> nn.Module:
-    return next(iter(_heads(network).values()))
+    return next(iter(heads_of(network).values()))

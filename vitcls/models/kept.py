@@ -1,6 +1,7 @@
 """What a checkpoint keeps of a network whose frozen weights can be had again: the trained part."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ from vitcls.models.peft_methods import is_split
 from vitcls.runs import RECORD
 
 POSITIONS = ".position_embeddings"
+
+
+def trains_part(said: Mapping[str, Any]) -> bool:
+    """Whether a part of the weights was chosen to train, and the others stay frozen for the whole training.
+
+    Args:
+        said: hyper-parameters of a ViTClassifier.
+    """
+    return said["adapter"] is not None or said["train"] != "all" or said["last_blocks"] is not None
 
 
 def trained_part(module: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

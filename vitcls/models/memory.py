@@ -5,25 +5,25 @@ import shutil
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from vitcls.errors import UserError, check_range, listing
-from vitcls.models.network import head_names
+from vitcls.models.adapters import LoRA
+from vitcls.models.network import heads_of, without_adapter
 
 _COMPILERS = ("g++", "clang++", "cl")
 # Of their adapters peft casts what goes in to float32 and what comes out back; the others mix the two.
 LOW_BASE_METHODS = ("lora", "rslora", "dora")
 
 
-def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, method: str | None) -> None:
+def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, adapter: LoRA | None) -> None:
     """Refuse what saves nothing, or cannot be.
 
     Args:
         gradient_checkpointing: whether activations are to be recomputed.
         base_precision: of the frozen weights.
         train: what is trained without an adapter.
-        method: of the adapter; None without one.
+        adapter: if there is one.
 
     Raises:
         UserError: names the options that exclude each other.
@@ -36,10 +36,17 @@ def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, 
     check_range(
         "model.base_precision", base_precision, base_precision in ("float32", "bfloat16"), "float32 or bfloat16"
     )
-    if base_precision == "bfloat16" and train != "head" and method not in LOW_BASE_METHODS:
+    if base_precision == "float32" or train == "head":
+        return
+    if adapter is None or adapter.method not in LOW_BASE_METHODS:
         raise UserError(
             "--model.base_precision bfloat16 is for weights that are frozen as a whole: with --model.adapter.method "
             f"{listing(LOW_BASE_METHODS)}, or --model.train head; set it to float32."
+        )
+    if adapter.bias != "none":
+        raise UserError(
+            f"--model.adapter.bias {adapter.bias} trains biases of layers whose weights --model.base_precision "
+            "bfloat16 lowers; set one of the two back (none, float32)."
         )
 
 
@@ -55,7 +62,7 @@ def recompute_activations(network: Any) -> None:
     Raises:
         UserError: its family cannot.
     """
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
+    inside = without_adapter(network)
     if not inside.supports_gradient_checkpointing:
         raise UserError(
             f"--model.gradient_checkpointing true is not for a network of type {inside.config.model_type!r} "
@@ -75,10 +82,9 @@ def lower_base(network: Any) -> None:
     for parameter in network.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
     network.register_forward_pre_hook(_pixels_in_bfloat16, with_kwargs=True)
-    for name in head_names(inside):
-        inside.get_submodule(name).register_forward_pre_hook(_in_float32)
+    for head in heads_of(network).values():
+        head.register_forward_pre_hook(_in_float32)
 
 
 def compile_network(network: nn.Module, backend: bool | str) -> None:

@@ -219,6 +219,11 @@ def input_size(architecture: dict[str, Any]) -> int:
     return size
 
 
+def without_adapter(network: Any) -> Any:
+    """The transformers classifier itself, which an adapter may be wrapped around."""
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
 def head_names(network: Any) -> list[str]:
     """Names of the modules on top of the backbone, those with parameters."""
     return [
@@ -228,18 +233,23 @@ def head_names(network: Any) -> list[str]:
     ]
 
 
+def heads_of(network: Any) -> dict[str, nn.Module]:
+    """The modules on top of the backbone by name, also below an adapter."""
+    inside = without_adapter(network)
+    return {name: inside.get_submodule(name) for name in head_names(inside)}
+
+
 def parameters_of_head(network: Any) -> list[str]:
     """Names of the head's parameters, also below an adapter."""
-    inside = network.get_base_model() if isinstance(network, PeftModel) else network
-    head = {id(p) for name in head_names(inside) for p in inside.get_submodule(name).parameters()}
+    head = {id(p) for module in heads_of(network).values() for p in module.parameters()}
     return [name for name, parameter in network.named_parameters() if id(parameter) in head]
 
 
 def train_head_only(network: Any, biases: bool = False) -> None:
     """Freeze everything below the head, or everything but the biases."""
     network.requires_grad_(False)
-    for name in head_names(network):
-        network.get_submodule(name).requires_grad_(True)
+    for head in heads_of(network).values():
+        head.requires_grad_(True)
     for name, parameter in network.named_parameters():
         if biases and name.endswith(".bias"):
             parameter.requires_grad_(True)
@@ -365,8 +375,8 @@ def _freeze_mask_token(network: nn.Module) -> None:
 
 
 def _reset_head(network: Any) -> None:
-    for name in head_names(network):
-        for module in network.get_submodule(name).modules():
+    for head in heads_of(network).values():
+        for module in head.modules():
             if isinstance(module, nn.Linear):
                 # As transformers initialises new heads; ResNet's configuration does not say how wide.
                 nn.init.normal_(module.weight, std=getattr(network.config, "initializer_range", 0.02))

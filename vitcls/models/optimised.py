@@ -39,8 +39,7 @@ class OptimisedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay counted in optimiser steps, unless told otherwise."""
-        rates = (self.hparams["lr"], self.hparams["weight_decay"])
-        optimizer = build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
+        optimizer = self._make_optimizer()
         total = self._total_steps()
         plan_ranks(self.network, total)
         warmup = warmup_steps(total, self.hparams["warmup_steps"], self.hparams["warmup_fraction"])
@@ -79,6 +78,10 @@ class OptimisedModule(LightningModule):
             count = torch.tensor(images, dtype=torch.float32, device=self.device)
             images = float(self.trainer.strategy.reduce(count, reduce_op="mean"))
         self._window.close(self.parameters(), self.trainer.accumulate_grad_batches, images)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        rates = (self.hparams["lr"], self.hparams["weight_decay"])
+        return build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates)
 
     def optimizer_step(self, *args: Any, **words: Any) -> None:
         """Step; Lightning drops the gradients only before the next one, so that AdaLoRA can weigh by them."""

@@ -15,6 +15,7 @@ from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.metrics import MONITOR
 from vitcls.soup.ingredients import check_alike, mean_with, model_of, weights_of
+from vitcls.trainer_options import QUIET
 from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class GreedySoup:
 
     def __init__(self, checkpoints: list[runs.Checkpoint], accelerator: str) -> None:
         content = runs.read_checkpoint(checkpoints[0])
-        said = {k: v for k, v in content["datamodule_hyper_parameters"].items() if k != "_instantiator"}
+        said = runs.arguments_of(content["datamodule_hyper_parameters"])
         self._runs = {c.run for c in checkpoints if c.run is not None}
         self._data = ImageDataModule(**said)
         self._model = model_of(checkpoints[0])
@@ -118,7 +119,7 @@ class GreedySoup:
         records.write_end(run, self._data)
 
     def _measured(self, weights: dict[str, Tensor]) -> Figures:
-        self._model.network.load_state_dict(weights)
+        self._model.load_state_dict({f"network.{name}": value for name, value in weights.items()})
         figures = self._trainer.validate(self._model, datamodule=self._data, verbose=False)[0]
         if not self._checked:  # the splits are there after the first time
             for run in sorted(self._runs):
@@ -143,16 +144,7 @@ def _name(checkpoint: runs.Checkpoint) -> str:
 
 
 def _trainer(accelerator: str, precision: Any) -> Trainer:
-    return Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    return Trainer(accelerator=accelerator, devices=1, precision=precision, **QUIET)
 
 
 def _in_words(figures: Figures) -> str:

@@ -10,12 +10,13 @@ from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.network import batch_norms
 from vitcls.models.peft_methods import can_merge
-from vitcls.runs import Checkpoint, read_checkpoint
+from vitcls.runs import Checkpoint, arguments_of, read_checkpoint
 
 # What must be the same for a mean of weights to mean anything; how they were trained may differ.
 SHARED = ("checkpoint", "revision", "architecture", "layers", "image_size", "labels", "task", "image")
-# How they were trained, which is nothing to a network whose weights are all at hand.
-_WHOLE = {"adapter": None, "train": "all", "freeze_epochs": 0, "distill": None}
+# How they were trained, which is nothing to a network whose weights are all at hand, and all to be kept.
+_WHOLE = {"adapter": None, "train": "all", "last_blocks": None, "freeze_epochs": 0, "distill": None}
+_WHOLE |= {"base_precision": "float32", "gradient_checkpointing": False, "compile": False}
 
 
 def model_of(checkpoint: Checkpoint) -> ViTClassifier:
@@ -24,7 +25,7 @@ def model_of(checkpoint: Checkpoint) -> ViTClassifier:
     Raises:
         UserError: its batch norms hold statistics that no mean of weights has.
     """
-    said = {k: v for k, v in read_checkpoint(checkpoint)["hyper_parameters"].items() if k != "_instantiator"}
+    said = arguments_of(read_checkpoint(checkpoint)["hyper_parameters"])
     model = ViTClassifier(**{**said, **_WHOLE})
     model.configure_model()
     if batch_norms(model.network):
