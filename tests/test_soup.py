@@ -82,7 +82,7 @@ def test_a_soup_is_tested_and_predicted_with_and_not_resumed(vitcls, refuses, tw
     assert vitcls("predict", "--ckpt_path", soup, *words)[0] == 0
     with (tmp_path / "p.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 21
-    assert "has no last.ckpt" in refuses("fit", "--ckpt_path", soup)
+    assert "holds weights alone" in refuses("fit", "--ckpt_path", soup)
     assert "holds weights alone" in refuses("fit", "--ckpt_path", soup / "best.ckpt", "--trainer.max_epochs=9")
 
 
@@ -126,6 +126,21 @@ def test_adapters_are_merged_before_they_are_averaged(vitcls, fit_words, tmp_pat
         torch.testing.assert_close(kept[f"network.{name}"], mean, rtol=0, atol=1e-6)
     hparams = load(soup / "best.ckpt")["hyper_parameters"]
     assert (hparams["adapter"], hparams["train"]) == (None, "all")
+
+
+@pytest.mark.parametrize("part", [["--model.last_blocks=1"], ["--model.train=head", "--model.base_precision=bfloat16"]])
+def test_a_soup_keeps_all_weights_where_its_first_run_trained_a_part(vitcls, fit_words, two, tmp_path, part):
+    folders = fits(vitcls, fit_words, tmp_path / "runs", part=[*part, "--model.lr=0.003"])
+    status, _, err = vitcls("soup", *folders, *two, "--accelerator=cpu")
+    assert status == 0, err
+    soup = tmp_path / "runs" / "soup"
+    files = figures(soup)["soup"]["mean_of"]
+    assert len(files) > 1
+    parts = [ViTClassifier.load_from_checkpoint(file, weights_only=True).state_dict() for file in files]
+    kept = load(soup / "best.ckpt")["state_dict"]
+    assert kept.keys() == parts[0].keys()
+    for name, value in kept.items():
+        torch.testing.assert_close(value, torch.stack([part[name] for part in parts]).mean(0), rtol=0, atol=1e-6)
 
 
 def test_a_soup_of_several_labels_has_thresholds(vitcls, tiny_vit, scenes, tmp_path):

@@ -15,7 +15,8 @@ from vitcls.runs import Checkpoint, read_checkpoint
 # What must be the same for a mean of weights to mean anything; how they were trained may differ.
 SHARED = ("checkpoint", "revision", "architecture", "layers", "image_size", "labels", "task", "image")
 # How they were trained, which is nothing to a network whose weights are all at hand.
-_WHOLE = {"adapter": None, "train": "all", "freeze_epochs": 0, "distill": None}
+_WHOLE = {"adapter": None, "train": "all", "last_blocks": None, "freeze_epochs": 0, "distill": None}
+_WHOLE |= {"base_precision": "float32"}
 
 
 def model_of(checkpoint: Checkpoint) -> ViTClassifier:
