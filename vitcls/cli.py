@@ -222,7 +222,7 @@ class VitclsCLI(LightningCLI):
             callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
-        except (MisconfigurationException, ValueError, TypeError) as error:  # how Trainer refuses its arguments
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # how Trainer refuses
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
@@ -359,9 +359,22 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         data.pop(name, None)
     if verb == "fit" and run is not None:
         started = runs.read_config(run)
+        _leave_out_callbacks(started.get("trainer", {}), as_list(said.trainer.callbacks))
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _leave_out_callbacks(trainer: dict[str, Any], said: list[Any]) -> None:
+    """Of a run's callbacks, those that the words of its resume add again (`callbacks+`): there would be two of each."""
+    if isinstance(trainer.get("callbacks"), list):
+        again = {_which(callback) for callback in said}
+        trainer["callbacks"] = [callback for callback in trainer["callbacks"] if _which(callback) not in again]
+
+
+def _which(callback: Any) -> tuple[str, str | None]:
+    """What Lightning tells two callbacks apart by: class, and monitor where it has one."""
+    return callback["class_path"], (callback.get("init_args") or {}).get("monitor")
 
 
 def _check_task(task: str, known: dict[str, Any]) -> None:
