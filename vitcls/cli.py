@@ -166,7 +166,7 @@ class VitclsCLI(LightningCLI):
             _check_task(config[verb].model.task, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if config[verb].lr_find and (verb != "fit" or path is not None):
-            raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
+            _keep_found_rate(config[verb], defaults["model"] if config[verb].resume else None)
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
         self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
@@ -363,6 +363,14 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _keep_found_rate(said: Namespace, known: dict[str, Any] | None) -> None:
+    """Where the words of a run take it up again, the rate that it was begun with is not searched anew."""
+    if known is None:
+        raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
+    said.model.lr = known["lr"]
+    log.info("--lr_find true is for the beginning of a run: it goes on at its --model.lr %g", said.model.lr)
 
 
 def _leave_out_callbacks(trainer: dict[str, Any], said: list[Any]) -> None:

@@ -146,7 +146,10 @@ def _try_rates(test: RangeTest, model: ViTClassifier, datamodule: ImageDataModul
         callbacks=[test, MemoryAdvice()],
     )
     log.info("--lr_find true: up to %d steps, from a learning rate of %g to %g", STEPS, LOWEST, HIGHEST)
-    searching.fit(ViTClassifier(**said, optimizer=model._optimizer_factory), ImageDataModule(**_arguments(datamodule)))
+    data = _arguments(datamodule)
+    if model.hparams["train"] != "head":
+        data["feature_views"] = 0  # of the first epochs, which the search has not
+    searching.fit(ViTClassifier(**said, optimizer=model._optimizer_factory), ImageDataModule(**data))
 
 
 def _arguments(made: ViTClassifier | ImageDataModule) -> dict[str, Any]:

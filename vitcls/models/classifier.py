@@ -30,7 +30,7 @@ from vitcls.models.input_size import at_size, fit_to_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
-from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
+from vitcls.models.memory import check_memory, check_precision, compile_network, lower_base, recompute_activations
 from vitcls.models.network import (
     explained,
     from_architecture,
@@ -174,7 +174,8 @@ class ViTClassifier(OptimisedModule):
         self._distilling: Distilling | None = None
         self.train_size: int | None = None  # side of the training images where a callback makes them smaller
         self._lora = LoRA(**adapter) if isinstance(adapter, dict) else adapter
-        check_memory(gradient_checkpointing, base_precision, train, self._lora.method if self._lora else None)
+        adapting = (self._lora.method, self._lora.bias) if self._lora else (None, "none")
+        check_memory(gradient_checkpointing, base_precision, train, *adapting)
         self._optimizer_factory = optimizer
         freezes = adapter is not None or train != "all" or last_blocks is not None
         self._keeps_trained_only = checkpoint is not None and freezes
@@ -245,6 +246,7 @@ class ViTClassifier(OptimisedModule):
     def _economise(self) -> None:
         """As the memory options say; a network that is loaded without a Trainer, for its files, stays in float32."""
         if self.hparams["base_precision"] == "bfloat16" and self._trainer is not None:
+            check_precision(str(self._trainer.precision))
             lower_base(self.network)
         if self._is_fitting():
             if self.hparams["gradient_checkpointing"]:

@@ -16,7 +16,9 @@ _COMPILERS = ("g++", "clang++", "cl")
 LOW_BASE_METHODS = ("lora", "rslora", "dora")
 
 
-def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, method: str | None) -> None:
+def check_memory(
+    gradient_checkpointing: bool, base_precision: str, train: str, method: str | None, bias: str = "none"
+) -> None:
     """Refuse what saves nothing, or cannot be.
 
     Args:
@@ -24,6 +26,7 @@ def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, 
         base_precision: of the frozen weights.
         train: what is trained without an adapter.
         method: of the adapter; None without one.
+        bias: which biases the adapter trains.
 
     Raises:
         UserError: names the options that exclude each other.
@@ -40,6 +43,27 @@ def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, 
         raise UserError(
             "--model.base_precision bfloat16 is for weights that are frozen as a whole: with --model.adapter.method "
             f"{listing(LOW_BASE_METHODS)}, or --model.train head; set it to float32."
+        )
+    if base_precision == "bfloat16" and bias != "none":
+        raise UserError(
+            f"--model.adapter.bias {bias} trains biases, in float32, of layers whose weights --model.base_precision "
+            "bfloat16 puts into bfloat16; set one of them back (bias none, base_precision float32)."
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a trainer that puts what trains, and the images, into another precision than float32.
+
+    Args:
+        precision: of the trainer.
+
+    Raises:
+        UserError: says what to leave out.
+    """
+    if precision.endswith("true") and precision != "32-true":
+        raise UserError(
+            f"--trainer.precision {precision} is of all weights, and --model.base_precision bfloat16 of those that are "
+            "frozen; leave one of the two out (--trainer.precision bf16-mixed or 32-true go with it)."
         )
 
 
