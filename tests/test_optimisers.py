@@ -81,3 +81,17 @@ def test_what_would_do_nothing_or_fail_is_a_sentence(refuses, fit_words, tmp_pat
 def test_fused_gradients_are_clipped_in_float32(vitcls, fit_words, tmp_path):
     words = optimiser(tmp_path, "torch.optim.AdamW", {"fused": True})
     assert vitcls(*fit_words, *words, "--trainer.gradient_clip_val=1", "--trainer.max_epochs=1")[0] == 0
+
+
+def test_a_resume_keeps_the_optimiser_and_takes_its_numbers_from_the_words(vitcls, refuses, fit_words, tmp_path):
+    words = [*fit_words, "--resume=true"]
+    assert vitcls(*words, "--trainer.max_epochs=1")[0] == 0
+    run = tmp_path / "runs" / "run"
+    before = (run / "config.yaml").read_text()
+    told = refuses(*words, "--model.optimizer=SGD", "--model.optimizer.momentum=0.9")
+    assert "had another --model.optimizer, whose state has no dampening, momentum for SGD" in told
+    assert (run / "config.yaml").read_text() == before
+    status, _, err = vitcls(*words, "--model.optimizer=AdamW", "--model.optimizer.betas=[0.8, 0.9]")
+    assert status == 0, err
+    saved = load(run / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {tuple(group["betas"]) for group in saved} == {(0.8, 0.9)}

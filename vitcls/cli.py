@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
-from vitcls.data.choice import TRAINING, SourceChoice
+from vitcls.data.choice import TRAINING, SourceChoice, as_text
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import Interrupted, UserError
 from vitcls.metrics import MONITOR
@@ -157,7 +157,7 @@ class VitclsCLI(LightningCLI):
             self.checkpoint, content = runs.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
             self._unlogged = content.get(runs.UNLOGGED, {})
-            if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
+            if _is_same_source(config[verb].data, content.get("datamodule_hyper_parameters", {})):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
         if defaults or words != args:
@@ -363,6 +363,12 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _is_same_source(said: Namespace, known: dict[str, Any]) -> bool:
+    """Whether the words name no data, or again that of the checkpoint, as those of `--resume` do."""
+    default = asdict(SourceChoice())
+    return all(said[key] == default[key] or as_text(said[key]) == as_text(known.get(key)) for key in default)
 
 
 def _keep_found_rate(said: Namespace, known: dict[str, Any] | None) -> None:

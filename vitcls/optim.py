@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from vitcls.errors import UserError
+from vitcls.errors import UserError, listing
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,28 @@ def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mappi
         raise UserError(
             f"The interrupted training had its weights in {len(then)} groups of learning rate and weight decay "
             f"({then}), this one has {len(now)} ({now}), so the optimiser's state does not fit: resume with "
-            "--model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and --model.distill.features as they "
-            "were, or start a new run from its weights."
+            "--model.layers, --model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and "
+            "--model.distill.features as they were, or start a new run from its weights."
+        )
+
+
+def check_same_optimizer(saved: Sequence[dict[str, Any]], optimizer: Optimizer) -> None:
+    """Refuse a resume with an optimiser that keeps other things than the one before it.
+
+    Args:
+        saved: `param_groups` of the checkpoint's optimiser.
+        optimizer: as configured now; it is changed.
+
+    Raises:
+        UserError: it lacks what it would step with.
+    """
+    needs = set(optimizer.defaults)
+    optimizer.load_state_dict({"state": {}, "param_groups": saved})  # which fills in what an older torch did not have
+    lacks = sorted(needs - optimizer.param_groups[0].keys())
+    if lacks:
+        raise UserError(
+            f"The interrupted training had another --model.optimizer, whose state has no {listing(lacks)} for "
+            f"{type(optimizer).__name__}; resume with the one before, or start a new run from its weights."
         )
 
 
@@ -182,7 +202,7 @@ def warmup_steps(total_steps: int, steps: int | None, fraction: float) -> int:
 
 
 def keep_configured_rates(optimizer: Optimizer, scheduler: LRScheduler, groups: list[dict[str, Any]]) -> None:
-    """After a resume, put back the rate and decay that this run was configured with.
+    """After a resume, put back the rate, the decay and what else the optimiser was configured with.
 
     A restored optimiser and schedule carry the ones of the interrupted run, which would silently
     beat what the user says now.
@@ -191,6 +211,7 @@ def keep_configured_rates(optimizer: Optimizer, scheduler: LRScheduler, groups: 
         ratio = configured["lr"] / group["initial_lr"]
         group["lr"] = group["lr"] * ratio
         group["initial_lr"] = configured["lr"]
+        group |= {name: value for name, value in optimizer.defaults.items() if name not in ("lr", "weight_decay")}
         group["weight_decay"] = configured["weight_decay"]
     scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 

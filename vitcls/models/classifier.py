@@ -48,7 +48,6 @@ from vitcls.models.tasks import loss_of, mean_logits, measured, predictions_of, 
 from vitcls.optim import (
     OptimizerFactory,
     Schedule,
-    check_same_groups,
     parameter_groups,
 )
 from vitcls.runs import RECORD
@@ -458,7 +457,7 @@ class ViTClassifier(OptimisedModule):
                 "one from the folder model/ beside it, with --model.checkpoint."
             )
         if self._is_fitting() and checkpoint.get("optimizer_states"):
-            check_same_groups(checkpoint["optimizer_states"][0]["param_groups"], self._parameter_groups())
+            self.check_resumed_optimizer(checkpoint["optimizer_states"][0]["param_groups"])
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

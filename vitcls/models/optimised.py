@@ -15,6 +15,8 @@ from vitcls.optim import (
     build_optimizer,
     build_schedule,
     check_clipping,
+    check_same_groups,
+    check_same_optimizer,
     keep_configured_rates,
     parameter_groups,
     warmup_steps,
@@ -45,6 +47,19 @@ class OptimisedModule(LightningModule):
         shape = (self.hparams["schedule_power"], self.hparams["decay_fraction"])
         scheduler = build_schedule(self.hparams["schedule"], optimizer, warmup, total, *shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_resumed_optimizer(self, saved: list[dict[str, Any]]) -> None:
+        """Refuse a resume whose optimiser would not fit its saved state.
+
+        Args:
+            saved: `param_groups` of the checkpoint's optimiser.
+
+        Raises:
+            UserError: the parameters are grouped otherwise, or it is another optimiser.
+        """
+        check_same_groups(saved, self._parameter_groups())
+        rates = (self.hparams["lr"], self.hparams["weight_decay"])
+        check_same_optimizer(saved, build_optimizer(self._optimizer_factory, self._parameter_groups(), *rates))
 
     def on_train_start(self) -> None:
         """Start with an empty window, at the configured rates also after a resume."""
