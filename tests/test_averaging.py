@@ -156,6 +156,31 @@ def test_a_resume_without_the_average_is_refused(vitcls, refuses, fit_words, tmp
     assert vitcls("validate", "--ckpt_path", tmp_path / "runs" / "run")[0] == 0
 
 
+def test_the_same_command_resumes_with_one_average(vitcls, fit_words, tmp_path):
+    """`callbacks+` would put a second beside that of the run's own configuration."""
+    words = [*fit_words, "--resume=true", "--trainer.max_epochs=1"]
+    assert vitcls(*words, "--config", OVERLAY)[0] == 0
+    assert vitcls(*words, "--config", OVERLAY, "--trainer.max_epochs=2")[0] == 0
+    changed = tmp_path / "ema.yaml"
+    changed.write_text(OVERLAY.read_text().replace("0.999", "0.5"))
+    status, _, err = vitcls(*words, "--config", changed, "--trainer.max_epochs=3")
+    assert status == 0, err
+    (callback,) = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert callback["init_args"] == {"decay": 0.5}
+    assert load(tmp_path / "runs" / "run" / "last.ckpt")["averaging_state"]["n_averaged"] == 12
+
+
+def test_two_averages_of_one_training_are_refused(vitcls, refuses, fit_words, tmp_path):
+    overlays = ["--config", OVERLAY, "--config", OVERLAY.with_name("swa.yaml")]
+    assert "AveragedWeights, AveragedEpochs each put their average" in refuses(*fit_words, *overlays)
+    assert "more than one stateful callback" in refuses(*fit_words, *overlays[:2], *overlays[:2])
+    assert vitcls(*fit_words, "--config", OVERLAY, "--trainer.max_epochs=1")[0] == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "vitcls.callbacks.AveragedEpochs"}]}}))
+    words = ("fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.max_epochs=2", "--config", other)
+    assert "an average of its weights (AveragedWeights), and this resume has no such callback" in refuses(*words)
+
+
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_overlay_goes_over_any_config(vitcls, config):
     said = yaml.safe_load(config.read_text())["trainer"].get("callbacks") or []

@@ -192,3 +192,10 @@ def test_a_fit_looks_at_its_first_step(refuses, fit_words, tmp_path):
     (tmp_path / "freeze.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     told = refuses(*fit_words, "--config", tmp_path / "freeze.yaml")
     assert "got no gradient: classifier.weight, classifier.bias" in told
+
+
+def test_a_last_step_that_spoils_the_weights_is_told(refuses, fit_words, tmp_path):
+    """No loss follows it but that of the validation."""
+    told = refuses(*fit_words, "--model.lr=1e30", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
+    assert "The training diverged: of validation images" in told
+    assert not (tmp_path / "runs" / "run" / "model").exists()

@@ -147,6 +147,10 @@ def test_a_last_short_batch_is_translated_once():
         (["--model.base_precision=bfloat16"], "is for weights that are frozen as a whole"),
         (["--model.base_precision=bfloat16", "--model.adapter.method=vera"], "frozen as a whole"),
         (["--model.base_precision=bfloat16", "--model.adapter.bias=all"], "--model.adapter.bias all trains biases of"),
+        (
+            ["--model.base_precision=bfloat16", "--model.adapter.r=2", "--trainer.precision=bf16-true"],
+            "--trainer.precision bf16-true is of all weights",
+        ),
         (["--model.compile=inductr"], "--model.compile is 'inductr'; it must be true, false or one of"),
     ],
 )

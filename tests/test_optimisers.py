@@ -83,8 +83,15 @@ def test_fused_gradients_are_clipped_in_float32(vitcls, fit_words, tmp_path):
     assert vitcls(*fit_words, *words, "--trainer.gradient_clip_val=1", "--trainer.max_epochs=1")[0] == 0
 
 
-def test_a_resume_with_another_optimiser_is_refused(vitcls, refuses, fit_words, tmp_path):
-    assert vitcls(*fit_words, "--trainer.max_epochs=1")[0] == 0
-    words = ["fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.max_epochs=2"]
-    told = refuses(*words, "--model.optimizer=torch.optim.SGD")
+def test_a_resume_keeps_the_optimiser_and_takes_its_numbers_from_the_words(vitcls, refuses, fit_words, tmp_path):
+    words = [*fit_words, "--resume=true"]
+    assert vitcls(*words, "--trainer.max_epochs=1")[0] == 0
+    run = tmp_path / "runs" / "run"
+    before = (run / "config.yaml").read_text()
+    told = refuses(*words, "--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9")
     assert "stepped with torch.optim.adamw.AdamW, and this one would with torch.optim.sgd.SGD" in told
+    assert (run / "config.yaml").read_text() == before
+    status, _, err = vitcls(*words, "--model.optimizer=AdamW", "--model.optimizer.betas=[0.8, 0.9]")
+    assert status == 0, err
+    saved = load(run / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {tuple(group["betas"]) for group in saved} == {(0.8, 0.9)}

@@ -96,3 +96,27 @@ def test_features_of_the_first_epochs_are_no_part_of_it(vitcls, fit_words):
     words = ["--lr_find=true", "--model.freeze_epochs=1", "--data.feature_views=1", "--trainer.max_epochs=1"]
     status, _, err = vitcls(*fit_words, *words, "--trainer.limit_val_batches=0", "--data.batch_size=2")
     assert status == 0, err
+
+
+def test_the_same_words_take_the_run_up_at_the_rate_that_was_found(vitcls, fit_words, tmp_path):
+    words = [*fit_words, "--lr_find=true", "--resume=true"]
+    assert vitcls(*words, "--trainer.max_epochs=1")[0] == 0
+    run = tmp_path / "runs" / "run"
+    found, plot = load(run / "last.ckpt")["hyper_parameters"]["lr"], (run / "lr_find.png").read_bytes()
+    status, out, err = vitcls(*words)
+    assert status == 0, err
+    assert f"it goes on at its --model.lr {found:g}" in out
+    content = load(run / "last.ckpt")
+    assert (content["hyper_parameters"]["lr"], content["epoch"]) == (found, 1)
+    assert content["optimizer_states"][0]["param_groups"][0]["initial_lr"] == found
+    assert (run / "lr_find.png").read_bytes() == plot
+    status, out, err = vitcls(*words)
+    assert status == 0, err
+    assert "the run is finished" in out
+
+
+def test_the_rate_of_all_weights_is_searched_on_images(vitcls, fit_words):
+    words = ["--lr_find=true", "--model.freeze_epochs=1", "--data.feature_views=1"]
+    status, out, err = vitcls(*fit_words, *words)
+    assert status == 0, err
+    assert "falls fastest" in out

@@ -34,6 +34,16 @@ def test_a_grown_folder_is_not_validated_on_rows_that_were_trained_on(vitcls, re
         assert "is not that of the run" in refuses(*words, "--ckpt_path", tmp_path / "runs" / "run")
 
 
+def test_the_same_words_do_not_go_on_with_other_rows(vitcls, refuses, fit_words, tmp_path, colours):
+    """Also where they name the data, as the words of --resume always do."""
+    grown = tmp_path / "grown"
+    shutil.copytree(colours, grown)
+    words = [*fit_words, f"--data.dataset={grown}", "--resume=true"]
+    assert vitcls(*words, "--trainer.max_epochs=1")[0] == 0
+    shutil.copy(grown / "train" / "red" / "000.jpg", grown / "train" / "red" / "0000.jpg")
+    assert "is not that of the run" in refuses(*words)
+
+
 def test_another_share_is_not_validated_on_rows_that_were_trained_on(refuses, run):
     assert "rows that were trained on" in refuses("validate", "--ckpt_path", run, "--data.split_seed=5")
 

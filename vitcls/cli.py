@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
-from vitcls.data.choice import TRAINING, SourceChoice
+from vitcls.data.choice import TRAINING, SourceChoice, as_text
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import Interrupted, LostProcessError, UserError
 from vitcls.metrics import MONITOR
@@ -175,7 +175,7 @@ class VitclsCLI(LightningCLI):
             self._steps_before = content["global_step"]
             self.save_config_kwargs["starts_from"] = f"{self.checkpoint.file.name} of step {self._steps_before}"
             self._unlogged = content.get(runs.UNLOGGED, {})
-            if all(config[verb].data[key] == default for key, default in asdict(SourceChoice()).items()):
+            if _is_same_source(config[verb].data, content.get("datamodule_hyper_parameters", {})):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
         if defaults or words != args:
@@ -367,6 +367,7 @@ def _keep_found_rate(said: Namespace, checkpoint: runs.Checkpoint | None, known:
     if run is None or not (run / runs.RANGE_TEST).is_file():
         raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
     said.lr_find, said.model.lr = False, known["lr"]
+    log.info("--lr_find true is for the beginning of a run: it goes on at its --model.lr %g", said.model.lr)
 
 
 def _check_model_is_named(verb: str, said: Namespace) -> None:
@@ -394,9 +395,28 @@ def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, s
         data.pop(name, None)
     if verb == "fit" and run is not None:
         started = runs.read_config(run)
+        _leave_out_callbacks(started.get("trainer", {}), as_list(said.trainer.callbacks))
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[runs.RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
+
+
+def _is_same_source(said: Namespace, known: dict[str, Any]) -> bool:
+    """Whether the words name no data, or again that of the checkpoint, as those of `--resume` do."""
+    default = asdict(SourceChoice())
+    return all(said[key] == default[key] or as_text(said[key]) == as_text(known.get(key)) for key in default)
+
+
+def _leave_out_callbacks(trainer: dict[str, Any], said: list[Any]) -> None:
+    """Of a run's callbacks, those that the words of its resume add again (`callbacks+`): there would be two of each."""
+    if isinstance(trainer.get("callbacks"), list):
+        again = {_which(callback) for callback in said}
+        trainer["callbacks"] = [callback for callback in trainer["callbacks"] if _which(callback) not in again]
+
+
+def _which(callback: Any) -> tuple[str, str | None]:
+    """What Lightning tells two callbacks apart by: class, and monitor where it has one."""
+    return callback["class_path"], (callback.get("init_args") or {}).get("monitor")
 
 
 def _check_task(task: str, known: dict[str, Any]) -> None:

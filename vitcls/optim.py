@@ -126,8 +126,8 @@ def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mappi
         raise UserError(
             f"The interrupted training had its weights in {len(then)} groups of learning rate and weight decay "
             f"({then}), this one has {len(now)} ({now}), so the optimiser's state does not fit: resume with "
-            "--model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and --model.distill.features as they "
-            "were, or start a new run from its weights."
+            "--model.layers, --model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and "
+            "--model.distill.features as they were, or start a new run from its weights."
         )
 
 
@@ -204,7 +204,7 @@ def warmup_steps(total_steps: int, steps: int | None, fraction: float) -> int:
 
 
 def keep_configured_rates(optimizer: Optimizer, scheduler: LRScheduler, groups: list[dict[str, Any]]) -> None:
-    """After a resume, put back the rate and decay that this run was configured with.
+    """After a resume, put back the rate, the decay and what else the optimiser was configured with.
 
     A restored optimiser and schedule carry the ones of the interrupted run, which would silently
     beat what the user says now.
@@ -213,6 +213,7 @@ def keep_configured_rates(optimizer: Optimizer, scheduler: LRScheduler, groups: 
         ratio = configured["lr"] / group["initial_lr"]
         group["lr"] = group["lr"] * ratio
         group["initial_lr"] = configured["lr"]
+        group |= {name: value for name, value in optimizer.defaults.items() if name not in ("lr", "weight_decay")}
         group["weight_decay"] = configured["weight_decay"]
     scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
@@ -93,6 +94,7 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     """`model/` from the best weights, reloaded and compared, and the validation figures.
 
     Raises:
+        UserError: the checkpoint gives logits that are not finite.
         RuntimeError: the folder gives other logits than the checkpoint.
     """
     kept = _best_or_last(run)
@@ -100,8 +102,10 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
         log.warning("no checkpoint was written (trainer.enable_checkpointing), so there is no %s/ folder", runs.MODEL)
         return
     model = ViTClassifier.load_from_checkpoint(kept.file, map_location="cpu", weights_only=True)
+    pixels = datamodule.example_pixels(IMAGES_COMPARED)
+    _check_finite(model, kept.file, pixels)
     write_model_folder(model, run / runs.MODEL)
-    difference = reload_difference(model, run / runs.MODEL, datamodule.example_pixels(IMAGES_COMPARED))
+    difference = reload_difference(model, run / runs.MODEL, pixels)
     if not difference <= TOLERANCE:  # also true of NaN
         raise RuntimeError(
             f"{run / runs.MODEL} gives other logits than {kept.file}: they differ by {difference:.3g}, more than "
@@ -126,6 +130,17 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     )
     told = ", ".join(f"{k} {v:.4f}" for k, v in figures.items()) or "not validated"
     log.info("%s is of epoch %d: %s", kept.file.name, content["epoch"], told)
+
+
+@torch.inference_mode()
+def _check_finite(model: ViTClassifier, file: Path, pixels: Tensor) -> None:
+    """Refuse weights that a training's last step has spoilt, after which no loss was looked at."""
+    if not model.eval()(pixels).isfinite().all():
+        raise UserError(
+            f"The training diverged: of validation images {file} makes logits that are NaN or infinite, so no "
+            f"{runs.MODEL}/ is written. Lower --model.lr, lengthen the warm-up or clip gradients "
+            "(--trainer.gradient_clip_val 1.0), and start a new run."
+        )
 
 
 def is_finished(run: Path) -> bool:

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from vitcls.errors import UserError
+from vitcls.errors import UserError, listing
 from vitcls.models.network import batch_norms
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,19 @@ class KeptAverage(WeightAveraging):
         """Copy the network, on the device that it is trained on.
 
         Raises:
-            UserError: the strategy deals out the weights.
+            UserError: the strategy deals out the weights, or there is another average.
         """
         if stage == "fit":
             if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
                 raise UserError(
                     f"{type(self).__name__} needs the whole network in each process, which this --trainer.strategy "
                     "deals out; take ddp, or leave the average out."
+                )
+            averages = [type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+            if len(averages) > 1:
+                raise UserError(
+                    f"{listing(averages)} each put their average in the place of the weights, and a checkpoint holds "
+                    "one; leave the others out."
                 )
             pl_module.configure_model()
             device = trainer.strategy.root_device

@@ -5,7 +5,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 
-from vitcls.errors import UserError
+from vitcls.errors import UserError, listing
 
 
 class ConfiguredPatience(Callback):
@@ -29,7 +29,7 @@ class ConfiguredPatience(Callback):
 
 
 class AverageIsKept(Callback):
-    """Refuses to go on without an average of the weights where one was kept: the weights would be the average."""
+    """Refuses to go on without the average that it was trained with: the weights would be it, or another its part."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look at what the checkpoint holds.
@@ -37,12 +37,13 @@ class AverageIsKept(Callback):
         Raises:
             UserError: it holds an average that nothing here would keep.
         """
-        averages = any(isinstance(c, WeightAveraging) for c in cast(Any, trainer).callbacks)
-        if "current_model_state" in checkpoint and not averages:
+        averages = {c.state_key for c in cast(Any, trainer).callbacks if isinstance(c, WeightAveraging)}
+        if "current_model_state" in checkpoint and not averages & checkpoint["callbacks"].keys():
+            kept = [key for key in checkpoint["callbacks"] if "Averag" in key]
             raise UserError(
-                "The run keeps an average of its weights, and this resume has no callback for it: it would go on from "
-                "the average. Add AveragedWeights or AveragedEpochs again, as the run had it (--config "
-                "configs/overlays/ema.yaml or swa.yaml), or start a new run."
+                f"The run keeps an average of its weights ({listing(kept)}), and this resume has no such callback: it "
+                "would go on from the average. Add it again (ema.yaml or swa.yaml of configs/overlays), or start a new "
+                "run."
             )
 
 

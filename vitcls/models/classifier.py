@@ -22,7 +22,7 @@ from vitcls.models.input_size import at_size, fit_to_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part, trains_part
 from vitcls.models.layer_rates import last_blocks_of
 from vitcls.models.losses import Loss, TrainingLoss, check_loss
-from vitcls.models.memory import check_memory, compile_network, lower_base, recompute_activations
+from vitcls.models.memory import check_memory, check_precision, compile_network, lower_base, recompute_activations
 from vitcls.models.merged_adapter import check_can_go_on_top
 from vitcls.models.network import (
     from_architecture,
@@ -233,6 +233,7 @@ class ViTClassifier(OptimisedModule):
     def _economise(self) -> None:
         """As the memory options say; a network that is loaded without a Trainer, for its files, stays in float32."""
         if self.hparams["base_precision"] == "bfloat16" and self._trainer is not None:
+            check_precision(str(self._trainer.precision))
             lower_base(self.network)
         if self._is_fitting():
             if self.hparams["gradient_checkpointing"]:

@@ -56,8 +56,9 @@ def check_frozen_part(content: dict[str, Any], digest: str, checkpoint: str | No
         raise UserError("The checkpoint was not written by vitcls; give a run folder or a .ckpt of one.")
     if content[RECORD]["frozen_digest"] != digest:
         raise UserError(
-            f"The weights of --model.checkpoint {checkpoint!r} are not those that this run was trained on, so "
-            "its trained part does not fit; give the original checkpoint."
+            f"The weights of --model.checkpoint {checkpoint!r} are not those that this run was trained on, or others "
+            "of them train now, so its trained part does not fit; give the original checkpoint, and --model.adapter, "
+            "--model.train and --model.last_blocks as they were."
         )
 
 

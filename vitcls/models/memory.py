@@ -50,6 +50,22 @@ def check_memory(gradient_checkpointing: bool, base_precision: str, train: str, 
         )
 
 
+def check_precision(precision: str) -> None:
+    """Refuse a trainer that puts what trains, and the images, into another precision than float32.
+
+    Args:
+        precision: of the trainer.
+
+    Raises:
+        UserError: says what to leave out.
+    """
+    if precision.endswith("true") and precision != "32-true":
+        raise UserError(
+            f"--trainer.precision {precision} is of all weights, and --model.base_precision bfloat16 of those that are "
+            "frozen; leave one of the two out (--trainer.precision bf16-mixed or 32-true go with it)."
+        )
+
+
 def recompute_activations(network: Any) -> None:
     """Keep only what goes into each block, and compute the rest again in the backward pass.
 
