@@ -17,7 +17,7 @@ LAYERS = (
     ("vitcls.data", "vitcls.metrics", "vitcls.optim"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
-    ("vitcls.records", "vitcls.wording", "vitcls.trainer_options", "vitcls.rate_finding"),
+    ("vitcls.records", "vitcls.wording", "vitcls.trainer_options", "vitcls.checkpoint_options", "vitcls.rate_finding"),
     ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.soup", "vitcls.bench"),
     ("vitcls.__main__",),
 )

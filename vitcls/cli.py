@@ -3,7 +3,6 @@
 import logging
 import signal
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitcls import records, runs
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
-from vitcls.data.choice import TRAINING, SourceChoice, as_text
+from vitcls.checkpoint_options import (
+    check_model_is_named,
+    check_task,
+    checkpoint_defaults,
+    is_same_source,
+    keep_found_rate,
+    keep_learned,
+    run_to_resume,
+)
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import Interrupted, LostProcessError, UserError
 from vitcls.metrics import MONITOR
@@ -167,24 +174,24 @@ class VitclsCLI(LightningCLI):
         if verb == "fit":
             check_restarts(config[verb].resume, path)
         if config[verb].resume:
-            path = _run_to_resume(verb, config[verb])
-        _check_model_is_named(verb, config[verb])
+            path = run_to_resume(verb, config[verb])
+        check_model_is_named(verb, config[verb])
         defaults: dict[str, Any] = {}
         if path is not None:
             self.checkpoint, content = runs.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
             self.save_config_kwargs["starts_from"] = f"{self.checkpoint.file.name} of step {self._steps_before}"
             self._unlogged = content.get(runs.UNLOGGED, {})
-            if _is_same_source(config[verb].data, content.get("datamodule_hyper_parameters", {})):
+            if is_same_source(config[verb].data, content.get("datamodule_hyper_parameters", {})):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
-            defaults = _checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
+            defaults = checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
         if defaults or words != args:
             config = self._parse_with_defaults(parser, args, verb, defaults)
-            _keep_learned(config[verb].model, defaults.get("model", {}))
-            _check_task(config[verb].model.task, defaults.get("model", {}))
+            keep_learned(config[verb].model, defaults.get("model", {}))
+            check_task(config[verb].model.task, defaults.get("model", {}))
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if config[verb].lr_find and (verb != "fit" or self.checkpoint is not None):
-            _keep_found_rate(config[verb], self.checkpoint, defaults.get("model", {}))
+            keep_found_rate(config[verb], self.checkpoint, defaults.get("model", {}))
         if verb != "predict" and config[verb].output is not None:
             raise UserError(f"--output belongs to predict; {verb} writes no such file.")
         self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
@@ -345,89 +352,3 @@ def run_verb(words: list[str]) -> int:
         for folder in claimed:
             runs.discard_if_unused(folder)
     return 0
-
-
-def _run_to_resume(verb: str, said: Namespace) -> str | None:
-    """The folder that --resume goes on in; None where nothing has been saved there yet."""
-    if verb != "fit":
-        raise UserError(f"--resume belongs to fit; {verb} trains nothing.")
-    if said.ckpt_path is not None:
-        raise UserError("--resume finds the checkpoint by --run_name; leave --ckpt_path out, or --resume.")
-    folder = Path(said.trainer.default_root_dir).expanduser() / said.run_name
-    return str(folder) if any((folder / name).is_file() for name in runs.CHECKPOINTS) else None
-
-
-def _keep_found_rate(said: Namespace, checkpoint: runs.Checkpoint | None, known: dict[str, Any]) -> None:
-    """A fit that --resume goes on with has the rate that was found when it began, whatever its configuration says.
-
-    Raises:
-        UserError: there a rate is to be found elsewhere than at the beginning of a fit.
-    """
-    run = checkpoint.run if checkpoint is not None and said.resume else None
-    if run is None or not (run / runs.RANGE_TEST).is_file():
-        raise UserError("--lr_find true is for the beginning of a fit; leave it out here.")
-    said.lr_find, said.model.lr = False, known["lr"]
-    log.info("--lr_find true is for the beginning of a run: it goes on at its --model.lr %g", said.model.lr)
-
-
-def _check_model_is_named(verb: str, said: Namespace) -> None:
-    if verb != "fit" and said.ckpt_path is None and said.model.checkpoint is None and said.model.architecture is None:
-        raise UserError(
-            f"{verb} needs a trained model: give a run folder or a .ckpt with --ckpt_path, or a fine-tuned "
-            "--model.checkpoint."
-        )
-
-
-def _checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, said: Namespace) -> dict[str, Any]:
-    """What a checkpoint knows, as a configuration of a verb.
-
-    Naming a data set or a training folder replaces the checkpoint's whole source, so that the data of
-    now is not joined with splits of then; a validation or test folder replaces its own role only.
-    """
-    model = runs.arguments_of(content["hyper_parameters"])
-    data = runs.arguments_of(content.get("datamodule_hyper_parameters", {}))
-    if any(said.data[name] is not None for name in TRAINING):
-        data = {k: v for k, v in data.items() if k == "streaming" or k not in asdict(SourceChoice())}
-    for role in ("validation", "test"):
-        if any(said.data[f"{role}_{kind}"] is not None for kind in ("dir", "files")):
-            data = {k: v for k, v in data.items() if k not in (f"{role}_dir", f"{role}_files")}
-    for name in ("predict", "predict_dataset", "predict_split"):
-        data.pop(name, None)
-    if verb == "fit" and run is not None:
-        started = runs.read_config(run)
-        _leave_out_callbacks(started.get("trainer", {}), as_list(said.trainer.callbacks))
-        return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
-    precision = content[runs.RECORD]["precision"]
-    return {"model": model, "data": data, "trainer": {"precision": precision}}
-
-
-def _is_same_source(said: Namespace, known: dict[str, Any]) -> bool:
-    """Whether the words name no data, or again that of the checkpoint, as those of `--resume` do."""
-    default = asdict(SourceChoice())
-    return all(said[key] == default[key] or as_text(said[key]) == as_text(known.get(key)) for key in default)
-
-
-def _leave_out_callbacks(trainer: dict[str, Any], said: list[Any]) -> None:
-    """Of a run's callbacks, those that the words of its resume add again (`callbacks+`): there would be two of each."""
-    if isinstance(trainer.get("callbacks"), list):
-        again = {_which(callback) for callback in said}
-        trainer["callbacks"] = [callback for callback in trainer["callbacks"] if _which(callback) not in again]
-
-
-def _which(callback: Any) -> tuple[str, str | None]:
-    """What Lightning tells two callbacks apart by: class, and monitor where it has one."""
-    return callback["class_path"], (callback.get("init_args") or {}).get("monitor")
-
-
-def _check_task(task: str, known: dict[str, Any]) -> None:
-    if known.get("task", task) != task:
-        raise UserError(
-            f"--model.task is {task!r}, but the checkpoint was trained as {known['task']!r}; leave the option out."
-        )
-
-
-def _keep_learned(model: Namespace, known: dict[str, Any]) -> None:
-    """What was learned from the training data is not unsaid by the `null` of a fit's own config.yaml."""
-    for name in ("labels", "image"):
-        if model[name] is None:
-            model[name] = known.get(name)

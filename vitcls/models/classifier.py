@@ -14,27 +14,20 @@ from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_record, sp
 from vitcls.errors import UserError, listing
 from vitcls.metrics import StageMetrics
 from vitcls.models import adaptive_rank
-from vitcls.models.adapters import LoRA, add_lora
+from vitcls.models.adapters import LoRA
 from vitcls.models.arguments import check_arguments, check_threshold_names
+from vitcls.models.building import build_network
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
 from vitcls.models.features import features_of, head_of, inputs_of_head
-from vitcls.models.input_size import at_size, fit_to_size, size_words
+from vitcls.models.input_size import at_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part, trains_part
-from vitcls.models.layer_rates import last_blocks_of
-from vitcls.models.losses import Loss, TrainingLoss, check_loss
+from vitcls.models.losses import Loss, check_loss, loss_of_training
 from vitcls.models.memory import check_memory, check_precision, compile_network, lower_base, recompute_activations
-from vitcls.models.merged_adapter import check_can_go_on_top
 from vitcls.models.network import (
-    from_architecture,
-    from_checkpoint,
-    head_names,
-    hold_frozen_statistics,
     input_size,
     labels_of_config,
     load_config,
     spec_at,
-    train_head_only,
-    train_only,
 )
 from vitcls.models.optimised import OptimisedModule
 from vitcls.models.tasks import loss_of, mean_logits, measured, predictions_of, thresholds_of
@@ -220,12 +213,17 @@ class ViTClassifier(OptimisedModule):
         labels = self._settle_labels()
         together = nullcontext() if self._trainer is None else failing_together()
         with together, torch.device("cpu"):  # the new head's random weights are the same on every device
-            self.network = self._build(labels)
+            size = self.image_spec.size
+            trains = self._is_fitting()
+            self.network, self._why_new_head = build_network(self.hparams, self._lora, labels, size, trains)
         if self._keeps_trained_only:
             self._frozen_digest = frozen_digest(self.network)
         self._economise()
         if self._is_fitting():
-            self._training_loss = self._loss_of_training_data(len(labels))
+            train = cast(Any, self.trainer).datamodule.splits["train"]
+            self._training_loss = loss_of_training(
+                self._loss, self.task, self.hparams["label_smoothing"], train, len(labels)
+            )
             if self._distill is not None:
                 self._distilling = distilling(self._distill, self, labels)
         self._metrics = nn.ModuleDict({f"{stage}_": StageMetrics(self.task, len(labels), stage) for stage in STAGES})
@@ -240,19 +238,6 @@ class ViTClassifier(OptimisedModule):
                 recompute_activations(self.network)
             if self.hparams["compile"]:
                 compile_network(self.network, self.hparams["compile"])
-
-    def _loss_of_training_data(self, classes: int) -> TrainingLoss:
-        train = cast(Any, self.trainer).datamodule.splits["train"]
-        if not self._loss.needs_counts():
-            counts = torch.ones(classes)
-        elif hasattr(train, "class_counts"):
-            counts = torch.from_numpy(train.class_counts(classes))
-        else:
-            raise UserError(
-                "--model.loss needs to know how many images each class has, which a stream does not tell; leave "
-                "--data.streaming out, or take another loss."
-            )
-        return TrainingLoss(self._loss, self.task, self.hparams["label_smoothing"], counts, len(train))
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters of the network."""
@@ -273,26 +258,6 @@ class ViTClassifier(OptimisedModule):
         self._image_spec = getattr(datamodule, "image_spec", None) or self.image_spec
         self.hparams["image"] = record_of_spec(self._image_spec)
         return list(labels)
-
-    def _build(self, labels: list[str]) -> Any:
-        checkpoint = self.hparams["checkpoint"]
-        if checkpoint is None:
-            return from_architecture(self.hparams["architecture"], labels, self.task)
-        said = (checkpoint, self.hparams["revision"], labels, self.task, self.hparams["layers"])
-        network, self._why_new_head = from_checkpoint(*said, trains=self._is_fitting())
-        size = self.image_spec.size if hasattr(network, "merged") else self.hparams["image_size"]
-        if size is not None:
-            fit_to_size(network, size)
-        if self._lora is not None:
-            network = add_lora(network, self._lora, head_names(network), self.hparams["revision"])
-            check_can_go_on_top(network)
-        elif self.hparams["train"] != "all":
-            train_head_only(network, biases=self.hparams["train"] == "bias")
-        elif self.hparams["last_blocks"] is not None:
-            train_only(network, last_blocks_of(network, self.hparams["last_blocks"]))
-        if self._keeps_trained_only:
-            hold_frozen_statistics(network)
-        return network
 
     # -- forward and steps ------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What training minimises: the plain loss of the task, and losses for hard images and rare classes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -109,3 +109,28 @@ class TrainingLoss(nn.Module):
 def _power(chances: Tensor, gamma: float) -> Tensor:
     """Of probabilities; below 1 an exponent has an infinite gradient at 0."""
     return chances.clamp(min=1e-8) ** gamma
+
+
+def loss_of_training(loss: Loss, task: Task, smoothing: float, train: Any, classes: int) -> TrainingLoss:
+    """The loss that a training minimises.
+
+    Args:
+        loss: which one.
+        task: of the classifier.
+        smoothing: of the labels.
+        train: the split that is trained on.
+        classes: K.
+
+    Raises:
+        UserError: it needs to know how many images each class has, and the split does not tell.
+    """
+    if not loss.needs_counts():
+        counts = torch.ones(classes)
+    elif hasattr(train, "class_counts"):
+        counts = torch.from_numpy(train.class_counts(classes))
+    else:
+        raise UserError(
+            "--model.loss needs to know how many images each class has, which a stream does not tell; leave "
+            "--data.streaming out, or take another loss."
+        )
+    return TrainingLoss(loss, task, smoothing, counts, len(train))
