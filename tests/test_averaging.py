@@ -152,7 +152,7 @@ def test_an_average_can_begin_in_a_resume(vitcls, fit_words, tmp_path):
 def test_a_resume_without_the_average_is_refused(vitcls, refuses, fit_words, tmp_path):
     assert vitcls(*fit_words, "--config", OVERLAY, "--trainer.max_epochs=1")[0] == 0
     words = ("fit", "--ckpt_path", tmp_path / "runs" / "run", "--trainer.max_epochs=2", "--trainer.callbacks=null")
-    assert "would go on from the average. Add AveragedWeights or AveragedEpochs again" in refuses(*words)
+    assert "this resume has no such callback: it would go on from the average" in refuses(*words)
     assert vitcls("validate", "--ckpt_path", tmp_path / "runs" / "run")[0] == 0
 
 
