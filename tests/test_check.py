@@ -100,6 +100,13 @@ def test_the_config_of_a_run_can_be_checked(vitcls, check, fit_words, tmp_path):
     assert check("--config", tmp_path / "runs" / "run" / "config.yaml")[0] == 0
 
 
+def test_an_unknown_key_of_a_configuration_is_told_in_a_sentence(refuses, tmp_path):
+    (tmp_path / "bad.yaml").write_text("runname: a\n")
+    assert "There is no option --runname (did you mean --run_name?)" in refuses(
+        "check", "--config", tmp_path / "bad.yaml"
+    )
+
+
 def test_data_without_a_test_split_is_checked(check, photos):
     shutil.rmtree(photos / "test")
     assert "nothing to test on" in check("--data.dataset", photos)[2]["test_not_read"]

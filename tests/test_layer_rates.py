@@ -187,4 +187,4 @@ def test_a_resume_takes_new_rates_of_the_same_groups_and_refuses_others(vitcls, 
     assert vitcls(*again)[0] == 0
     assert rates_in(run / "last.ckpt") == pytest.approx([0.02 * 0.1**p for p in powers] + [0.1] * 2)
     other = ["fit", "--ckpt_path", run, "--trainer.max_epochs=3", "--model.layer_decay=1"]
-    assert "resume with --model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and" in refuses(*other)
+    assert "--model.head_lr, --model.layer_decay, --model.adapter.b_lr_ratio and" in refuses(*other)

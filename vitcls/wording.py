@@ -58,6 +58,8 @@ def sentence(message: str, options: Iterable[str]) -> str:
             return _unknown_option(found[1], list(options))
     if found := re.search(r"Unexpected config: (.+)", message):
         return f"A configuration file holds {found[1]!r}; it must hold keys such as trainer:, model: and data:."
+    if (found := re.search(r"Option '([^']+)' is not accepted", message)) and "class_path" not in message:
+        return _unknown_option(found[1], list(options))  # a key of a configuration file
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     return _about_a_class(message, key) or _about_a_value(message, key) or _flat(message)
 

@@ -382,6 +382,8 @@ class ViTClassifier(OptimisedModule):
     def _log_figures(self, stage: str) -> None:
         # Once for an epoch: Lightning takes as long over logging four metrics as a small ViT over a forward pass.
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
+        if not metrics.loss.update_called:
+            return  # an epoch that a resume finds finished
         self.log(f"{stage}/loss", metrics.loss)
         self.log_dict(metrics.figures, prog_bar=stage != "train")
 
