@@ -129,10 +129,10 @@ def test_adapters_are_merged_before_they_are_averaged(vitcls, fit_words, tmp_pat
     assert (hparams["adapter"], hparams["train"]) == (None, "all")
 
 
-LOW_BASE = ["--model.adapter.r=2", "--model.base_precision=bfloat16"]
+LOW_HEAD = ["--model.train=head", "--model.base_precision=bfloat16"]
 
 
-@pytest.mark.parametrize("part", [["--model.last_blocks=1"], LOW_BASE])
+@pytest.mark.parametrize("part", [["--model.last_blocks=1"], LOW_HEAD])
 def test_a_soup_keeps_all_weights_where_its_first_run_trained_a_part(vitcls, fit_words, two, tmp_path, part):
     folders = fits(vitcls, fit_words, tmp_path / "runs", part=[*part, "--model.lr=0.003"])
     status, _, err = vitcls("soup", *folders, *two, "--accelerator=cpu")
