@@ -1,8 +1,12 @@
 """Workers that really die: the user learns by what, at which image, and what to do."""
 
+import multiprocessing
 import os
 import signal
+import socket
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +73,28 @@ def test_an_exit_is_told_with_its_status(status):
 
 def test_workers_that_are_started_anew_take_notes_as_well():
     assert "was killed by SIGKILL at 7.jpg." in sentence(Deadly(7, "SIGKILL"), multiprocessing_context="spawn")
+
+
+def hand_over(to: Connection) -> None:
+    WorkerStart(1)(0)
+    with Path(os.devnull).open() as handed:
+        to.send(DupFd(handed.fileno()))
+        to.recv()
+
+
+def test_a_worker_is_silent_when_the_main_process_ends_in_the_middle_of_a_batch(capfd):
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    worker = fork.Process(target=hand_over, args=(theirs,))
+    worker.start()
+    handed = ours.recv()
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.connect(handed._id[0])  # what fetches a batch begins with, and no more
+    os.close(handed.detach())  # those that fetch come one after the other: the worker is through with the first
+    ours.send("end")
+    worker.join()
+    assert worker.exitcode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_with_workers_that_stay():

@@ -2,9 +2,11 @@
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_int64
+from types import TracebackType
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
 
@@ -39,6 +41,7 @@ class WorkerStart:
         for name in _FATAL:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
+        sys.excepthook = _tell_unless_nobody_listens
         if self._rank is not None:
             pl_worker_init_function(worker_id, self._rank)
         self.note(worker_id, NOWHERE)
@@ -63,3 +66,13 @@ def reading(position: int) -> Iterator[None]:
     _own_notes.note(_own_id, position)
     yield
     _own_notes.note(_own_id, NOWHERE)  # not where an error passes: the next image will be noted
+
+
+def _tell_unless_nobody_listens(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What the thread that hands batches over does with an error.
+
+    The main process may end, after its one sentence, in the middle of fetching a batch; this worker outlives it by
+    a moment, and that the other end closed is no news.
+    """
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
