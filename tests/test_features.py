@@ -91,9 +91,9 @@ def test_the_head_of_every_family_makes_the_networks_logits(family, tmp_path, co
     model.eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(model._logits(model.features(pixels)), model._logits(pixels))
+        torch.testing.assert_close(model.logits(model.features(pixels)), model.logits(pixels))
         views = torch.stack([pixels, pixels.flip(-1)], dim=1)
-        torch.testing.assert_close(model._logits(model.features(views)), model._logits(views))
+        torch.testing.assert_close(model.logits(model.features(views)), model.logits(views))
     assert trainer.callback_metrics["val/loss"].isfinite()
 
 
@@ -194,7 +194,7 @@ def test_below_an_adapter_the_head_is_found(tiny_vit, colours):
     trainer.fit(model, ImageDataModule(str(colours), num_workers=0, feature_views=1))
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(model.eval()._logits(model.features(pixels)), model(pixels))
+        torch.testing.assert_close(model.eval().logits(model.features(pixels)), model(pixels))
 
 
 def test_features_are_of_evaluation_mode_and_leave_the_mode_alone(tiny_vit, colours):

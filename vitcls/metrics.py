@@ -17,6 +17,7 @@ from torchmetrics.classification import (
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
+from vitcls.calibration import BestTemperature
 from vitcls.types import TOP, Task
 
 # Of each task, the figure by which the best epoch is chosen. Of many labels most are absent from an
@@ -167,6 +168,7 @@ class StageMetrics(nn.Module):
         self.loss = MeanMetric(nan_strategy=float("nan"))  # a NaN stays one
         self.figures = stage_metrics(task, num_classes, stage)
         self._of_labels = MetricCollection(_of_labels(task, num_classes, stage), compute_groups=False)
+        self._temperature = BestTemperature() if (task, stage) == ("multiclass", "val") else None
 
     def update(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
         """Take a batch in.
@@ -184,6 +186,8 @@ class StageMetrics(nn.Module):
         self.figures.update(scores.detach(), labels)
         if self._of_labels:
             self._of_labels.update(scores.detach(), labels)
+        if self._temperature is not None:
+            self._temperature.update(scores.detach(), labels)
 
     def take_of_labels(self, labels: Sequence[str]) -> dict[str, dict[str, float]]:
         """Figures of each label by name, over all processes, since the last call: `f1`, of `val` also `threshold`.
@@ -195,6 +199,17 @@ class StageMetrics(nn.Module):
         found = self._of_labels.compute()
         self._of_labels.reset()
         return {name: dict(zip(labels, values.tolist(), strict=True)) for name, values in found.items()}
+
+    def take_temperature(self) -> float:
+        """The temperature that suits what was measured since the last call, over all processes.
+
+        1 where nothing was measured, and for multilabel, which has thresholds.
+        """
+        if self._temperature is None or not self._temperature.update_called:
+            return 1.0
+        found = float(self._temperature.compute())
+        self._temperature.reset()
+        return found
 
 
 def _of_labels(task: Task, num_labels: int, stage: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any, Literal, cast
@@ -319,6 +319,24 @@ class ImageDataModule(LightningDataModule):
         readable = (item for item in map(rows.__getitem__, range(len(rows))) if isinstance(item, Sample))
         batch = collate(list(islice(readable, count)))
         return self.image_spec.normalise(batch["pixel_values"])
+
+    def evaluated(self, role: str) -> tuple[Iterator[Batch], int]:
+        """The rows of a split as an evaluation takes them, for this process alone, and how many batches they are.
+
+        In order, on the device, normalised; images that cannot be decoded are in `bad` alone.
+
+        Args:
+            role: `train` or `validation`, after a fit's `setup`; no stream.
+        """
+        rows = ImageRows(self._images[role], self._eval_transform, self._targets(role))
+        loader = self._loader(rows, batch_size=self._eval_batch_size)
+        device = self._attached.strategy.root_device
+        return (self._on_device(batch, device) for batch in loader), len(loader)
+
+    def _on_device(self, batch: Batch, device: torch.device) -> Batch:
+        if len(batch["ids"]):
+            batch["pixel_values"] = self._normalised(batch["pixel_values"].to(device), evaluates=True)
+        return batch
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Outside predict, see to the images that could not be decoded.

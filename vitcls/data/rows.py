@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import datasets
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -73,14 +75,30 @@ class TableImages:
     def name(self, position: int) -> str:
         """The path, if the table has one, and the row."""
         image = self._table[position][self._split.image_column] or {}
-        if self._files_have_names and image.get("path") and not image.get("bytes"):
-            return image["path"]
-        row = f"row {self.id(position)} of {self._split.name}"
-        return f"{image['path']} ({row})" if image.get("path") else row
+        stored = bool(image.get("bytes")) or not self._files_have_names
+        return _name(image.get("path"), stored, self.id(position), self._split)
 
     def id(self, position: int) -> int:
         """The row of the table."""
         return int(self._split.rows[position])
+
+
+def names_of_images(split: Split, positions: NDArray[np.int64]) -> list[str]:
+    """What `TableImages(split, files_have_names=True)` calls the images at some positions; no image is read."""
+    rows = split.rows[positions]
+    column = split.table.select_columns([split.image_column]).select(rows).with_format("arrow")
+    names = []
+    for batch in column.iter(1000):
+        for chunk in batch[split.image_column].chunks:  # a chunk's field is a view: no image is copied
+            names += zip(chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist(), strict=True)
+    return [_name(path, stored, row, split) for (path, stored), row in zip(names, rows.tolist(), strict=True)]
+
+
+def _name(path: str | None, stored: bool, row: int, split: Split) -> str:
+    if path and not stored:
+        return path
+    of_row = f"row {row} of {split.name}"
+    return f"{path} ({of_row})" if path else of_row
 
 
 class FileImages:

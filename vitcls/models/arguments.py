@@ -28,6 +28,7 @@ def check_arguments(said: Mapping[str, Any]) -> None:
     warmup_fraction = said["warmup_fraction"] if said["warmup_steps"] is None else 0.0
     _check_schedule(said["schedule"], said["schedule_power"], said["decay_fraction"], warmup_fraction)
     _check_thresholds(said["thresholds"], said["task"])
+    _check_temperature(said["temperature"], said["task"])
 
 
 def _check_numbers(said: Mapping[str, Any]) -> None:
@@ -134,6 +135,18 @@ def _check_thresholds(thresholds: dict[str, float] | None, task: Task) -> None:
         )
     for name, value in (thresholds or {}).items():
         check_range(f"model.thresholds.{name}", value, 0 <= value <= 1, "between 0 and 1")
+
+
+def _check_temperature(temperature: float | None, task: Task) -> None:
+    """Refuse a temperature that is none, or where thresholds take its place."""
+    if temperature is None:
+        return
+    if task == "multilabel":
+        raise UserError(
+            "--model.temperature belongs to --model.task multiclass; of multilabel, --model.thresholds say from which "
+            "probability a class is there."
+        )
+    check_range("model.temperature", temperature, temperature > 0, "above 0")
 
 
 def check_threshold_names(thresholds: dict[str, float] | None, labels: list[str]) -> None:

@@ -96,6 +96,8 @@ class ViTClassifier(OptimisedModule):
             number of them, or none (sigmoid, binary cross entropy, mean average precision).
         thresholds: multilabel: of the probability from which predict says that a class is there, by the
             class's name. Not given: what the checkpoint's validation chose, else 0.5.
+        temperature: multiclass: what the logits are divided by before they become the probabilities of predict. Not
+            given: what the checkpoint's validation chose (`calibration.BestTemperature`), else 1.
         labels: names of the classes in output order. Not given: the training data's.
         image: preprocessing, with the fields of `ImageSpec`. Not given: the checkpoint's.
         image_size: side of the input in pixels, where the checkpoint is to take larger or smaller images than
@@ -134,6 +136,7 @@ class ViTClassifier(OptimisedModule):
         distill: Distill | None = None,
         task: Task = "multiclass",
         thresholds: dict[str, float] | None = None,
+        temperature: float | None = None,
         labels: list[str] | None = None,
         image: dict[str, Any] | None = None,
         image_size: int | None = None,
@@ -161,6 +164,7 @@ class ViTClassifier(OptimisedModule):
         self._keeps_trained_only = checkpoint is not None and trains_part(self.hparams)
         self._frozen_digest = ""
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
+        self._found_temperature = 1.0  # by the last validation
         self._image_spec: ImageSpec | None = None
         self.network: Any = None
         self._why_new_head = ""  # that nothing has trained yet
@@ -190,6 +194,17 @@ class ViTClassifier(OptimisedModule):
     def task(self) -> Task:
         """Whether an image has one class or any number of them."""
         return self.hparams["task"]
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities; does not change which class is the best."""
+        given = self.hparams["temperature"]
+        return self._found_temperature if given is None else given
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Multilabel: from which probability a class is there, by its name; none where none is given or was chosen."""
+        return self.figures_of_labels.get("val", {}).get("threshold", {}) | (self.hparams["thresholds"] or {})
 
     @property
     def head_epochs(self) -> float:
@@ -266,7 +281,7 @@ class ViTClassifier(OptimisedModule):
         words = size_words(self.network, pixel_values.shape[-1]) if self.train_size is not None else {}
         return self.network(pixel_values=pixel_values, **words).logits
 
-    def _logits(self, pixel_values: Tensor) -> Tensor:
+    def logits(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S), or features (B, F) -> (B, K) float32; of V views, those of their mean probabilities."""
         features = pixel_values.ndim < 4
         forward = head_of(self.network) if features else self
@@ -297,7 +312,7 @@ class ViTClassifier(OptimisedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, weighed for its accumulation window."""
-        loss = self._measure("train", batch)
+        loss, _ = self._measure("train", batch)
         self.log("train/loss_step", loss, prog_bar=True)
         return self._window.weigh(loss + adaptive_rank.penalty(self.network), len(batch["labels"]))
 
@@ -305,41 +320,40 @@ class ViTClassifier(OptimisedModule):
         """Measure a batch."""
         self._measure("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        self._measure("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Measure a batch; its logits (B, K) float32."""
+        return self._measure("test", batch)[1]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         """The best classes of each image, at most five."""
         labels = self.hparams["labels"]
-        logits = self._logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
-        tuned = self.figures_of_labels.get("val", {}).get("threshold", {})
-        thresholds = thresholds_of(labels, tuned | (self.hparams["thresholds"] or {}))
-        return predictions_of(self.task, logits, thresholds, batch)
+        logits = self.logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
+        thresholds = thresholds_of(labels, self.thresholds)
+        return predictions_of(self.task, logits / self.temperature, thresholds, batch)
 
-    def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
-        """The loss (mean over B) of a batch, taken into the figures of its stage."""
+    def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss (mean over B) of a batch, taken into the figures of its stage, and its logits (B, K)."""
         labels = batch["labels"]
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])  # `train` alone is a module's own method
-        loss = torch.zeros(())
+        loss, logits = torch.zeros(()), torch.zeros(0, len(self.hparams["labels"]))
         if len(labels):  # else every image of an evaluation batch was left out
             logits, loss = self._learn(batch) if stage == "train" else self._judge(batch)
             metrics.update(loss, *measured(self.task, logits, labels))
-        return loss
+        return loss, logits
 
     def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits (B, K) of images, and their plain loss."""
-        logits = self._logits(batch["pixel_values"])
+        logits = self.logits(batch["pixel_values"])
         return logits, loss_of(self.task, logits, batch["labels"])
 
     def _learn(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits (B, K) of training images, and the loss to learn from."""
         pixels = batch["pixel_values"]
         if self._distilling is None:
-            logits = self._logits(at_size(pixels, self.train_size))
+            logits = self.logits(at_size(pixels, self.train_size))
             return logits, self._training_loss(logits, batch["labels"])
         with inputs_of_head(self.network) as features:
-            logits = self._logits(at_size(pixels, self.train_size))
+            logits = self.logits(at_size(pixels, self.train_size))
         loss, parts = self._distilling(self._training_loss(logits, batch["labels"]), logits, features[0], pixels)
         named = {f"train/{name}": part for name, part in parts.items()}
         self.log_dict(named, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
@@ -389,9 +403,12 @@ class ViTClassifier(OptimisedModule):
 
     def _keep_figures_of_labels(self, stage: str) -> None:
         metrics = cast(StageMetrics, self._metrics[f"{stage}_"])
-        figures = metrics.take_of_labels(self.hparams["labels"])
-        if not self.trainer.sanity_checking:  # two batches choose no thresholds
-            self.figures_of_labels[stage] = figures
+        figures, temperature = metrics.take_of_labels(self.hparams["labels"]), metrics.take_temperature()
+        if self.trainer.sanity_checking:  # two batches choose no thresholds
+            return
+        self.figures_of_labels[stage] = figures
+        if stage == "val":
+            self._found_temperature = temperature
 
     def on_fit_start(self) -> None:
         """Say how much of the network trains; let the teacher come along."""
@@ -424,6 +441,7 @@ class ViTClassifier(OptimisedModule):
             "optimizer": next(map(name_of, self.trainer.optimizers), None),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "of_labels": self.figures_of_labels.get("val", {}),
+            "temperature": self._found_temperature,
             "ranks": adaptive_rank.state_of(self.network),
         }
 
@@ -445,6 +463,7 @@ class ViTClassifier(OptimisedModule):
             check_same_optimizer(checkpoint[RECORD].get("optimizer"), self._make_optimizer())
         adaptive_rank.restore(self.network, checkpoint[RECORD].get("ranks", {}))
         self.figures_of_labels["val"] = checkpoint[RECORD].get("of_labels", {})
+        self._found_temperature = checkpoint[RECORD].get("temperature", 1.0)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; where only the trained part is kept, exactly that part must be there.
