@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "vitcls").rglob("*.py"))
 # From the bottom up; a module imports from its own layer and those before it. vitcls/README.md draws this.
 LAYERS = (
-    ("vitcls", "vitcls.errors", "vitcls.types", "vitcls.processes", "vitcls.runs", "vitcls.together"),
+    (
+        "vitcls",
+        "vitcls.errors",
+        "vitcls.types",
+        "vitcls.processes",
+        "vitcls.runs",
+        "vitcls.checkpoints",
+        "vitcls.together",
+    ),
     ("vitcls.data", "vitcls.metrics", "vitcls.optim"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
@@ -68,6 +76,11 @@ def test_help_shows_every_verb_and_imports_nothing_heavy():
     assert not {"torch", "lightning", "transformers", "datasets", "jsonargparse", "numpy"} & set(modules)
     for verb in VERBS:
         assert re.search(rf"^  {verb} ", out, re.MULTILINE)
+
+
+def test_a_run_folder_is_read_without_torch():
+    modules = json.loads(python("import json, sys, vitcls.runs; print(json.dumps(sorted(sys.modules)))"))
+    assert not {"torch", "lightning", "transformers", "datasets", "numpy"} & set(modules)
 
 
 def test_one_batch_is_not_taken_for_all_batches():

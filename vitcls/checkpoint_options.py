@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from vitcls import runs
+from vitcls.checkpoints import RECORD, Checkpoint, arguments_of
 from vitcls.data.choice import TRAINING, SourceChoice, as_text
 from vitcls.errors import UserError
 from vitcls.trainer_options import as_list
@@ -29,7 +30,7 @@ def run_to_resume(verb: str, said: Namespace) -> str | None:
     return str(folder) if any((folder / name).is_file() for name in runs.CHECKPOINTS) else None
 
 
-def keep_found_rate(said: Namespace, checkpoint: runs.Checkpoint | None, known: dict[str, Any]) -> None:
+def keep_found_rate(said: Namespace, checkpoint: Checkpoint | None, known: dict[str, Any]) -> None:
     """A fit that --resume goes on with has the rate that was found when it began, whatever its configuration says.
 
     Raises:
@@ -61,8 +62,8 @@ def checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, sa
     Naming a data set or a training folder replaces the checkpoint's whole source, so that the data of
     now is not joined with splits of then; a validation or test folder replaces its own role only.
     """
-    model = runs.arguments_of(content["hyper_parameters"])
-    data = runs.arguments_of(content.get("datamodule_hyper_parameters", {}))
+    model = arguments_of(content["hyper_parameters"])
+    data = arguments_of(content.get("datamodule_hyper_parameters", {}))
     if any(said.data[name] is not None for name in TRAINING):
         data = {k: v for k, v in data.items() if k == "streaming" or k not in asdict(SourceChoice())}
     for role in ("validation", "test"):
@@ -74,7 +75,7 @@ def checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, sa
         started = runs.read_config(run)
         _leave_out_callbacks(started.get("trainer", {}), as_list(said.trainer.callbacks))
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
-    precision = content[runs.RECORD]["precision"]
+    precision = content[RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
 
 

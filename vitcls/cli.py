@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from vitcls import records, runs
+from vitcls import checkpoints, records, runs
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
 from vitcls.checkpoint_options import (
     check_model_is_named,
@@ -28,7 +28,6 @@ from vitcls.checkpoint_options import (
 )
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import Interrupted, LostProcessError, UserError
-from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
 from vitcls.rate_finding import find_rate
@@ -111,7 +110,7 @@ class VitclsCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], claimed: list[Path]) -> None:
-        self.checkpoint: runs.Checkpoint | None = None
+        self.checkpoint: checkpoints.Checkpoint | None = None
         self._steps_before = 0
         self._unlogged: dict[str, float] = {}
         self._resumes = False
@@ -178,10 +177,10 @@ class VitclsCLI(LightningCLI):
         check_model_is_named(verb, config[verb])
         defaults: dict[str, Any] = {}
         if path is not None:
-            self.checkpoint, content = runs.open_checkpoint(path, verb)
+            self.checkpoint, content = checkpoints.open_checkpoint(path, verb)
             self._steps_before = content["global_step"]
             self.save_config_kwargs["starts_from"] = f"{self.checkpoint.file.name} of step {self._steps_before}"
-            self._unlogged = content.get(runs.UNLOGGED, {})
+            self._unlogged = content.get(checkpoints.UNLOGGED, {})
             if is_same_source(config[verb].data, content.get("datamodule_hyper_parameters", {})):
                 self.save_config_kwargs["data_of"] = self.checkpoint.run
             defaults = checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
@@ -236,7 +235,7 @@ class VitclsCLI(LightningCLI):
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
             kwargs["logger"] = run_loggers(config.logger, self.run, self._steps_before)
-            added = [] if config.enable_checkpointing is False else [RunCheckpoint(MONITOR[self.model.task])]
+            added = [] if config.enable_checkpointing is False else [RunCheckpoint(runs.MONITOR[self.model.task])]
             callbacks += fit_callbacks(callbacks, self.run, added)
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:

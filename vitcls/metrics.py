@@ -1,6 +1,6 @@
 """The figures that every stage reports, from one place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,6 @@ from torchmetrics.utilities import dim_zero_cat
 from vitcls.calibration import BestTemperature
 from vitcls.types import TOP, Task
 
-# Of each task, the figure by which the best epoch is chosen. Of many labels most are absent from an
-# image, and to say none is accurate: multilabel is judged by its ranking.
-MONITOR: Mapping[Task, str] = {"multiclass": "val/accuracy", "multilabel": "val/map"}
 THRESHOLD = 0.5  # of a label's probability, where no other was chosen
 
 

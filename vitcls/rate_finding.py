@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vitcls.callbacks import MemoryAdvice
+from vitcls.checkpoints import arguments_of
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
-from vitcls.runs import RANGE_TEST, arguments_of
+from vitcls.runs import RANGE_TEST
 from vitcls.trainer_options import QUIET
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from vitcls import runs
+from vitcls.checkpoints import RECORD, Checkpoint, read_checkpoint
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.splits import Split
 from vitcls.data.streamed import StreamedSplit
@@ -111,11 +112,11 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
             f"{run / runs.MODEL} gives other logits than {kept.file}: they differ by {difference:.3g}, more than "
             f"{TOLERANCE}. The checkpoint is whole; the folder is not to be used."
         )
-    content = runs.read_checkpoint(kept)
-    of_labels = content[runs.RECORD].get("of_labels", {})
+    content = read_checkpoint(kept)
+    of_labels = content[RECORD].get("of_labels", {})
     if "threshold" in of_labels:
         runs.write_thresholds(run, of_labels["threshold"])
-    figures = {k: v for k, v in content[runs.RECORD]["metrics"].items() if k.startswith("val/")}
+    figures = {k: v for k, v in content[RECORD]["metrics"].items() if k.startswith("val/")}
     _mark_stale_test(run, content["global_step"])
     runs.write_metrics(
         run,
@@ -151,12 +152,12 @@ def is_finished(run: Path) -> bool:
         kept is not None
         and (run / runs.MODEL).is_dir()
         and written.get("checkpoint") == kept.file.name
-        and written.get("step") == runs.read_checkpoint(kept)["global_step"]
+        and written.get("step") == read_checkpoint(kept)["global_step"]
     )
 
 
 def write_test(
-    checkpoint: runs.Checkpoint,
+    checkpoint: Checkpoint,
     split: Split,
     metrics: Mapping[str, Tensor],
     of_labels: Mapping[str, Mapping[str, float]],
@@ -180,7 +181,7 @@ def write_test(
         log.warning("this test set has now been read %d times for this run; do not choose by it", reads)
     figures = {
         "checkpoint": checkpoint.file.name,
-        "step": runs.read_checkpoint(checkpoint)["global_step"],
+        "step": read_checkpoint(checkpoint)["global_step"],
         "source": split.name,
         "images": len(split),
         "fingerprint": split.fingerprint,
@@ -202,13 +203,13 @@ def _mark_stale_test(run: Path, step: int) -> None:
         runs.write_metrics(run, "test", {k: test[k] for k in ("step", "source", "images", "fingerprint", "reads")})
 
 
-def _best_or_last(run: Path) -> runs.Checkpoint | None:
+def _best_or_last(run: Path) -> Checkpoint | None:
     if (run / runs.BEST).is_file():
-        return runs.Checkpoint(run / runs.BEST, run)
+        return Checkpoint(run / runs.BEST, run)
     if not (run / runs.LAST).is_file():
         return None
     log.warning("there is no %s (no epoch was validated): %s takes its place", runs.BEST, runs.LAST)
-    return runs.Checkpoint(run / runs.LAST, run)
+    return Checkpoint(run / runs.LAST, run)
 
 
 def _aside(run: Path) -> Path:

@@ -14,8 +14,8 @@ from rich.table import Table
 from vitcls.bench.machine import machine
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import check_range
-from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
+from vitcls.runs import MONITOR
 from vitcls.trainer_options import QUIET
 
 FROM_IMAGES = 0  # views: the images of each epoch go through the network

@@ -21,10 +21,10 @@ from vitcls.bench.ready import ReadyData
 from vitcls.callbacks import BadImageCount, RunCheckpoint
 from vitcls.cli import TRAINER_DEFAULTS
 from vitcls.errors import check_range
-from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.tasks import loss_of
 from vitcls.records import restore_history
+from vitcls.runs import MONITOR
 from vitcls.trainer_options import fit_callbacks, run_loggers, with_progress_bar
 
 # Measured where no network is named, that of configs/digits.yaml: its short steps show what is done around them.

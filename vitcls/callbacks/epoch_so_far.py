@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
+from vitcls.checkpoints import UNLOGGED
 from vitcls.processes import of_all_processes
-from vitcls.runs import UNLOGGED
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 import vitcls
+from vitcls.checkpoints import RECORD
 from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_record, spec_of_size
 from vitcls.errors import UserError, listing
 from vitcls.metrics import StageMetrics
@@ -39,7 +40,6 @@ from vitcls.optim import (
     name_of,
     parameter_groups,
 )
-from vitcls.runs import RECORD
 from vitcls.together import failing_together
 from vitcls.types import Batch, Predictions, Task
 

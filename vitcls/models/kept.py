@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcls.checkpoints import RECORD
 from vitcls.errors import UserError, listing
 from vitcls.models.merged_adapter import Merged
 from vitcls.models.peft_methods import is_split
-from vitcls.runs import RECORD
 
 POSITIONS = ".position_embeddings"
 

@@ -6,12 +6,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vitcls.checkpoints import open_checkpoint
 from vitcls.data.preprocess import ImageSpec
 from vitcls.errors import UserError, listing
 from vitcls.models.features import feature_width, inputs_of_head
 from vitcls.models.input_size import at_size
 from vitcls.models.network import labels_of_config, load_config
-from vitcls.runs import open_checkpoint
 from vitcls.types import Task
 
 

@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from vitcls import records, runs
+from vitcls.checkpoints import RECORD, Checkpoint, arguments_of, open_checkpoint, read_checkpoint
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError
-from vitcls.metrics import MONITOR
 from vitcls.soup.ingredients import check_alike, mean_with, model_of, weights_of
 from vitcls.trainer_options import QUIET
 from vitcls.wording import PARSER_OPTIONS, parsed
@@ -83,18 +83,18 @@ class GreedySoup:
         accelerator: to measure on.
     """
 
-    def __init__(self, checkpoints: list[runs.Checkpoint], accelerator: str) -> None:
-        content = runs.read_checkpoint(checkpoints[0])
-        said = runs.arguments_of(content["datamodule_hyper_parameters"])
+    def __init__(self, checkpoints: list[Checkpoint], accelerator: str) -> None:
+        content = read_checkpoint(checkpoints[0])
+        said = arguments_of(content["datamodule_hyper_parameters"])
         self._runs = {c.run for c in checkpoints if c.run is not None}
         self._data = ImageDataModule(**said)
         self._model = model_of(checkpoints[0])
-        self._trainer = _trainer(accelerator, content[runs.RECORD]["precision"])
+        self._trainer = _trainer(accelerator, content[RECORD]["precision"])
         self._checked = False
 
-    def choose(self, checkpoints: list[runs.Checkpoint]) -> tuple[list[runs.Checkpoint], dict[str, Tensor]]:
+    def choose(self, checkpoints: list[Checkpoint]) -> tuple[list[Checkpoint], dict[str, Tensor]]:
         """The checkpoints that are taken, best first, and the mean of their weights."""
-        monitor = MONITOR[self._model.task]
+        monitor = runs.MONITOR[self._model.task]
         alone = [(self._measured(weights_of(c)), c) for c in checkpoints]
         for figures, checkpoint in alone:
             log.info("%s: %s", _name(checkpoint), _in_words(figures))
@@ -128,18 +128,18 @@ class GreedySoup:
         return dict(figures)
 
 
-def _found(paths: list[str]) -> list[runs.Checkpoint]:
-    found = {c.file.resolve(): c for c in (runs.open_checkpoint(path, "validate")[0] for path in paths)}
+def _found(paths: list[str]) -> list[Checkpoint]:
+    found = {c.file.resolve(): c for c in (open_checkpoint(path, "validate")[0] for path in paths)}
     if len(found) < 2:
         raise UserError("A soup is made of at least two checkpoints: give several run folders or .ckpt files.")
     return list(found.values())
 
 
-def _beside(checkpoint: runs.Checkpoint) -> Path:
+def _beside(checkpoint: Checkpoint) -> Path:
     return (checkpoint.run or checkpoint.file.parent).resolve().parent / "soup"
 
 
-def _name(checkpoint: runs.Checkpoint) -> str:
+def _name(checkpoint: Checkpoint) -> str:
     return str(checkpoint.file)
 
 

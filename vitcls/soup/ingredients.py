@@ -6,11 +6,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from vitcls.checkpoints import Checkpoint, arguments_of, read_checkpoint
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.network import batch_norms
 from vitcls.models.peft_methods import can_merge
-from vitcls.runs import Checkpoint, arguments_of, read_checkpoint
 
 # What must be the same for a mean of weights to mean anything; how they were trained may differ.
 SHARED = ("checkpoint", "revision", "architecture", "layers", "image_size", "labels", "task", "image")
