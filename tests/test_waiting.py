@@ -35,7 +35,7 @@ class Training:
     def step(self, wait, compute):
         self.clock.now += wait + compute
         self.trainer.train_dataloader.waited = wait
-        self.callback.on_train_batch_end(self.trainer, self.module, None, None, 0)
+        self.callback.on_train_batch_end(self.trainer, self.module, None, {"labels": [0, 1]}, 0)
 
     def epoch(self, steps, wait, compute):
         self.start_epoch()
@@ -66,6 +66,7 @@ def test_the_share_is_waiting_over_the_whole_step(clock):
     training.epoch(steps=3, wait=1, compute=3)
     assert [(name, value) for name, value, _ in training.logged] == [("train/data_wait", 0.25)] * 2
     assert training.logged[0][2] == {"prog_bar": True, "on_step": True, "on_epoch": False}
+    assert (training.callback.images, training.callback.waited, training.callback.lasted) == (4, 2, 8)
 
 
 def test_the_first_batch_of_an_epoch_is_no_measure(clock):

@@ -18,10 +18,12 @@ VERBS = {
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
+    "report": "make the page of a run again, or compare several runs",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
     "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
 }
+WITHOUT_TORCH = ("report",)  # verbs that read run folders alone, and start quickly
 FAILED = 1  # exit status where another process of the training is gone
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback
@@ -81,7 +83,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"{verb!r} is none of the verbs {', '.join(VERBS)}{suggestion(verb, VERBS)}.")
     run = _command(verb)
-    _configure_logging()
+    _configure_logging(quiet_libraries=verb not in WITHOUT_TORCH)
     return run(words)
 
 
@@ -95,6 +97,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.methods.command import run_methods
 
         return run_methods
+    if verb == "report":
+        from vitcls.report.command import run_report
+
+        return run_report
     if verb == "bench":
         from vitcls.bench.command import run_bench
 
@@ -108,10 +114,8 @@ def _command(verb: str) -> Callable[[list[str]], int]:
     return run_verb
 
 
-def _configure_logging() -> None:
+def _configure_logging(quiet_libraries: bool) -> None:
     """Our lines on standard output, those of Lightning's that matter, warnings in one line each."""
-    import datasets
-
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("vitcls")
@@ -120,7 +124,9 @@ def _configure_logging() -> None:
     ours.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
+    if quiet_libraries and not sys.stderr.isatty():
+        import datasets
+
         datasets.disable_progress_bars()  # in a file they are noise around the one line that counts
     warnings.showwarning = _show_warning
     for category, message in _NOT_FOR_USERS:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torchvision.transforms.v2 import functional as tv
 
+from vitcls import runs
 from vitcls.callbacks.answers import joined
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.rows import TableImages, names_of_images
@@ -31,9 +32,7 @@ QUALITY = 80
 Answers = tuple[NDArray[np.int64], NDArray[np.float32]]  # ids (N,), ascending, and logits (N, K)
 
 
-def keep_after_fit(
-    run: Path, model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer, about: Mapping[str, Any]
-) -> None:
+def keep_after_fit(run: Path, model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer) -> None:
     """Ask the kept model about the validation images and, for their labels, the training images.
 
     One process does this alone: no row comes twice, whatever the number of processes.
@@ -43,14 +42,28 @@ def keep_after_fit(
         model: with the weights that are kept.
         datamodule: after the fit.
         trainer: whose device and precision are used.
-        about: facts of the checkpoint.
     """
+    written = runs.read_metrics(run)["validation"]
+    about = {name: written[name] for name in ("checkpoint", "epoch", "step")}
     model.to(trainer.strategy.root_device).eval()
     for role in ("validation", "train"):
         split = datamodule.splits[role]
         if isinstance(split, Split):  # a stream has no rows to come back to
             answers = _asked(model, datamodule, trainer, role)
             keep(run, role, model, split, answers, about)
+
+
+def keep_after_test(run: Path, model: ViTClassifier, split: Split, answers: Answers) -> None:
+    """Keep the answers to the test images.
+
+    Args:
+        run: the folder, after the test figures were written.
+        model: that was tested.
+        split: the test rows.
+        answers: from `TestAnswers`.
+    """
+    written = runs.read_metrics(run)["test"]
+    keep(run, "test", model, split, answers, {name: written[name] for name in ("checkpoint", "step", "reads")})
 
 
 @torch.inference_mode()

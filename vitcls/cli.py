@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from vitcls import checkpoints, records, runs
-from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, check_monitors
+from vitcls import answers, checkpoints, records, runs, sessions
+from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, TestAnswers, check_monitors
 from vitcls.checkpoint_options import (
     check_model_is_named,
     check_task,
@@ -31,6 +31,7 @@ from vitcls.errors import Interrupted, LostProcessError, UserError
 from vitcls.models.classifier import ViTClassifier
 from vitcls.processes import is_first_process
 from vitcls.rate_finding import find_rate
+from vitcls.report.command import write_report
 from vitcls.together import check_same, lost_process
 from vitcls.trainer_options import (
     as_list,
@@ -89,6 +90,8 @@ class RunRecord(SaveConfigCallback):
         """The weights are loaded and there is something to train."""
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
+            if self._run is not None:
+                sessions.write_start(self._run)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both; earlier ones of a resumed run are kept beside them."""
@@ -114,6 +117,7 @@ class VitclsCLI(LightningCLI):
         self._steps_before = 0
         self._unlogged: dict[str, float] = {}
         self._resumes = False
+        self._answers: TestAnswers | None = None
         self._claimed = claimed
         self.run: Path | None = None
         self._verb = args[0]
@@ -153,6 +157,12 @@ class VitclsCLI(LightningCLI):
             default=False,
             help="fit: go on in the folder of that name from its last checkpoint, or start there where there is none: "
             "so the same command takes up what was interrupted.",
+        )
+        parser.add_argument(
+            "--report",
+            type=bool,
+            default=True,
+            help="fit and test: at the end ask the model about whole splits and write report/index.html.",
         )
         parser.add_argument(
             "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
@@ -231,6 +241,9 @@ class VitclsCLI(LightningCLI):
         # Before those of a fit, of which one ends an interrupted training when only these have had their turn.
         callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT) if predicts else BadImageCount())
         callbacks.append(MemoryAdvice())
+        if self.subcommand == "test" and self._chosen.report and self.checkpoint is not None and self.checkpoint.run:
+            self._answers = TestAnswers()
+            callbacks.append(self._answers)
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
             self.save_config_kwargs["run"] = self.run
@@ -301,7 +314,11 @@ class VitclsCLI(LightningCLI):
                 "Raise what limits it; an epoch that was cut short counts as one."
             )
         if self.trainer.is_global_zero:
-            records.write_end(self.run, self.datamodule)
+            model = records.write_end(self.run, self.datamodule)
+            sessions.write_end(self.run, self.trainer)
+            if self._chosen.report and model is not None:
+                answers.keep_after_fit(self.run, model, self.datamodule, self.trainer)
+                write_report(self.run)
             log.info("run folder: %s", self.run)
 
     def after_test(self) -> None:
@@ -311,9 +328,12 @@ class VitclsCLI(LightningCLI):
             return
         of_labels = self.model.figures_of_labels["test"]
         if self.checkpoint is not None and self.checkpoint.run is not None and self.trainer.is_global_zero:
-            records.write_test(
-                self.checkpoint, self.datamodule.splits["test"], self.trainer.callback_metrics, of_labels
-            )
+            split = self.datamodule.splits["test"]
+            kept = records.write_test(self.checkpoint, split, self.trainer.callback_metrics, of_labels)
+            if kept and self._answers is not None:
+                found = self._answers.ids, self._answers.logits
+                answers.keep_after_test(self.checkpoint.run, self.model, split, found)
+                write_report(self.checkpoint.run)
 
 
 def run_verb(words: list[str]) -> int:

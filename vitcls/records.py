@@ -91,8 +91,11 @@ def restore_history(loggers: list[Logger], run: Path, steps: int, unlogged: Mapp
             aside.unlink(missing_ok=True)
 
 
-def write_end(run: Path, datamodule: ImageDataModule) -> None:
+def write_end(run: Path, datamodule: ImageDataModule) -> ViTClassifier | None:
     """`model/` from the best weights, reloaded and compared, and the validation figures.
+
+    Returns:
+        the model with these weights, on the CPU; None where no checkpoint was kept.
 
     Raises:
         UserError: the checkpoint gives logits that are not finite.
@@ -101,7 +104,7 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     kept = _best_or_last(run)
     if kept is None:
         log.warning("no checkpoint was written (trainer.enable_checkpointing), so there is no %s/ folder", runs.MODEL)
-        return
+        return None
     model = ViTClassifier.load_from_checkpoint(kept.file, map_location="cpu", weights_only=True)
     pixels = datamodule.example_pixels(IMAGES_COMPARED)
     _check_finite(model, kept.file, pixels)
@@ -131,6 +134,7 @@ def write_end(run: Path, datamodule: ImageDataModule) -> None:
     )
     told = ", ".join(f"{k} {v:.4f}" for k, v in figures.items()) or "not validated"
     log.info("%s is of epoch %d: %s", kept.file.name, content["epoch"], told)
+    return model
 
 
 @torch.inference_mode()
@@ -161,7 +165,7 @@ def write_test(
     split: Split,
     metrics: Mapping[str, Tensor],
     of_labels: Mapping[str, Mapping[str, float]],
-) -> None:
+) -> bool:
     """The test figures, what they were read on, and how often it was read.
 
     Args:
@@ -169,12 +173,15 @@ def write_test(
         split: the test rows.
         metrics: the trainer's figures.
         of_labels: figures of each label by name; empty for multiclass.
+
+    Returns:
+        whether they were kept: rows that were trained on are no test.
     """
     assert checkpoint.run is not None
     trained = runs.read_splits(checkpoint.run).get("train")
     if split.trained_on or (trained is not None and split.overlaps(trained)):
         log.warning("these rows were trained on, so their figures are no test and are not kept in %s", runs.METRICS)
-        return
+        return False
     before = runs.read_metrics(checkpoint.run).get("test", {})
     reads = before.get("reads", 0) + 1 if before.get("fingerprint") == split.fingerprint else 1
     if reads > 1:
@@ -190,6 +197,7 @@ def write_test(
         **_f1_of_labels("test", of_labels),
     }
     runs.write_metrics(checkpoint.run, "test", figures)
+    return True
 
 
 def _f1_of_labels(stage: str, of_labels: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ CONFIG = "config.yaml"
 SPLITS = "splits.json"
 METRICS = "metrics.json"
 THRESHOLDS = "thresholds.json"
+SESSIONS = "sessions.json"
 HISTORY = "metrics.csv"
 RANGE_TEST = "lr_find.png"  # the plot of --lr_find
 BEST = "best.ckpt"
@@ -69,7 +70,7 @@ def check_unused(folder: Path) -> None:
     Raises:
         UserError: names what is there.
     """
-    own = ("config*.yaml", "splits*.json", "hparams.yaml", HISTORY, RANGE_TEST, "events.out.tfevents.*", f".*{PART}")
+    own = ("config*.yaml", "splits*.json", "hparams.yaml", SESSIONS, HISTORY, RANGE_TEST, "events.out.*", f".*{PART}")
     others = sorted(file.name for file in folder.iterdir() if not any(file.match(pattern) for pattern in own))
     if others:
         raise UserError(
@@ -110,6 +111,12 @@ def write_text(file: Path, text: str) -> None:
 def read_metrics(run: Path) -> dict[str, Any]:
     """The content of `metrics.json`; empty where there is none."""
     return _read_json(run / METRICS)
+
+
+def read_sessions(run: Path) -> list[dict[str, Any]]:
+    """The content of `sessions.json`, an entry for each time that the run was trained; empty where there is none."""
+    content: Any = _read_json(run / SESSIONS)
+    return list(content) if isinstance(content, list) else []
 
 
 def read_splits(run: Path) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from vitcls.bench.machine import machine
 from vitcls.bench.source import add_source, measured_photos
 from vitcls.check.reading import BATCH, read_facts
 from vitcls.data.loaders import worker_count
 from vitcls.data.rows import TableImages
 from vitcls.data.workers import WorkerStart
 from vitcls.errors import check_range
+from vitcls.machine import machine
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vitcls.bench.machine import machine
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import UserError, check_range
+from vitcls.machine import machine
 from vitcls.models.classifier import ViTClassifier
 from vitcls.trainer_options import QUIET
 

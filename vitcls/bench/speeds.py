@@ -19,8 +19,8 @@ from vitcls.bench.loading import (
     normalising_time,
     time_loading,
 )
-from vitcls.bench.machine import machine
 from vitcls.bench.source import add_source, measured_photos
+from vitcls.machine import machine
 
 
 def data_parser() -> ArgumentParser:

@@ -16,11 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from rich.console import Console
 from rich.table import Table
 
-from vitcls.bench.machine import machine
 from vitcls.bench.ready import ReadyData
 from vitcls.callbacks import BadImageCount, RunCheckpoint
 from vitcls.cli import TRAINER_DEFAULTS
 from vitcls.errors import check_range
+from vitcls.machine import machine
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.tasks import loss_of
 from vitcls.records import restore_history

@@ -1,5 +1,6 @@
 """What happens around the steps: checkpoints, the record of a run, interruption, prediction files."""
 
+from vitcls.callbacks.answers import TestAnswers
 from vitcls.callbacks.averaging import AveragedEpochs, AveragedWeights
 from vitcls.callbacks.bad_images import BadImageCount
 from vitcls.callbacks.bad_steps import BadSteps
@@ -31,5 +32,6 @@ __all__ = [
     "ProgressiveSize",
     "RateOnPlateau",
     "RunCheckpoint",
+    "TestAnswers",
     "check_monitors",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vitcls.data.loaders import TimedLoader, usable_cores
+from vitcls.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,11 @@ class DataWait(Callback):
     training processes each measures itself, and the first one's figure is shown.
 
     After an epoch in which it was over a tenth, one line says so and what to do, once for each run.
+
+    Attributes:
+        images: of the steps that were measured, in this process.
+        waited: seconds of them spent waiting.
+        lasted: seconds that they lasted.
     """
 
     def __init__(self) -> None:
@@ -37,6 +43,7 @@ class DataWait(Callback):
         self._of_epoch: list[tuple[float, float]] = []
         self._last_end: float | None = None
         self._advised = False
+        self.images, self.waited, self.lasted = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a sum for this epoch."""
@@ -51,13 +58,18 @@ class DataWait(Callback):
         """Leave the saving out."""
         self._last_end = None
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Measure a step and log the share of the last ones."""
         loader, now = trainer.train_dataloader, perf_counter()
         if self._last_end is not None and isinstance(loader, TimedLoader):
             step = (loader.waited, now - self._last_end)
             self._recent.append(step)
             self._of_epoch.append(step)
+            self.images += len(batch["labels"])
+            self.waited += step[0]
+            self.lasted += step[1]
             pl_module.log("train/data_wait", share(self._recent), prog_bar=True, on_step=True, on_epoch=False)
         self._last_end = now
 

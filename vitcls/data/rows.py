@@ -87,7 +87,7 @@ def names_of_images(split: Split, positions: NDArray[np.int64]) -> list[str]:
     """What `TableImages(split, files_have_names=True)` calls the images at some positions; no image is read."""
     rows = split.rows[positions]
     column = split.table.select_columns([split.image_column]).select(rows).with_format("arrow")
-    names = []
+    names: list[tuple[str | None, bool]] = []
     for batch in column.iter(1000):
         for chunk in batch[split.image_column].chunks:  # a chunk's field is a view: no image is copied
             names += zip(chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist(), strict=True)

@@ -1,0 +1,72 @@
+"""`python -m vitcls report`: the page of a run, or the comparison of several."""
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from vitcls.wording import PARSER_OPTIONS, parsed
+
+log = logging.getLogger(__name__)
+
+COMPARISON = "comparison"
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of a run from what it has saved, and say where.
+
+    Args:
+        run: the folder.
+
+    Raises:
+        UserError: it has saved nothing to report on.
+    """
+    from vitcls.report.content import read_content  # scikit-learn and matplotlib take seconds, which --help must not
+    from vitcls.report.page import write_page
+
+    page = write_page(read_content(run))
+    log.info("report: %s", page)
+    return page
+
+
+def run_report(words: list[str]) -> int:
+    """Report on a run, or compare several.
+
+    Args:
+        words: of the command line, the verb first.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: a mistake in the words, or runs that cannot be reported on or compared.
+    """
+    parser = report_parser()
+    with suppress(SystemExit):  # how --help ends
+        _report(parsed(parser, words[1:], parser))
+    return 0
+
+
+def report_parser() -> ArgumentParser:
+    """The options of `report`."""
+    parser = ArgumentParser(
+        prog="python -m vitcls report",
+        description="The report of a run (RUN/report/index.html), made again; or, of several runs, their comparison.",
+        **PARSER_OPTIONS,
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="run folders.")
+    parser.add_argument(
+        "--output", type=str, default=COMPARISON, help="of several runs: the folder of the comparison to write."
+    )
+    return parser
+
+
+def _report(options: Namespace) -> None:
+    folders = [Path(run).expanduser() for run in options.runs]
+    if len(folders) == 1:
+        write_report(folders[0])
+        return
+    from vitcls.report.comparison import write_comparison
+
+    log.info("comparison: %s", write_comparison(folders, Path(options.output).expanduser()))
