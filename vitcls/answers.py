@@ -1,7 +1,8 @@
 """What a report is made of, kept with a run: the answers to its splits, and pictures of what stands out in them."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from vitcls import runs
@@ -19,13 +21,17 @@ from vitcls.callbacks.answers import joined
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.rows import TableImages, names_of_images
 from vitcls.data.splits import Split
+from vitcls.left_out import left_out_scores
 from vitcls.models.attribution import attributed, has_attention
 from vitcls.models.classifier import ViTClassifier
+from vitcls.models.features import has_one_head, inputs_of_head
 from vitcls.models.tasks import thresholds_of
 from vitcls.outputs import Outputs, write_outputs
 from vitcls.pictures import write_pictures
 from vitcls.report.selection import Selection, select
+from vitcls.types import Targets
 
+ASKED = 100_000  # images of a split at most, evenly chosen: more take long and say little more
 PICTURE = 144  # pixels of the longer side: a report with some 150 of them stays below 2 MB
 QUALITY = 80
 
@@ -49,8 +55,8 @@ def keep_after_fit(run: Path, model: ViTClassifier, datamodule: ImageDataModule,
     for role in ("validation", "train"):
         split = datamodule.splits[role]
         if isinstance(split, Split):  # a stream has no rows to come back to
-            answers = _asked(model, datamodule, trainer, role)
-            keep(run, role, model, split, answers, about)
+            answers, features = _asked(model, datamodule, trainer, role)
+            keep(run, role, model, split, answers, about, features if role == "train" else None)
 
 
 def keep_after_test(run: Path, model: ViTClassifier, split: Split, answers: Answers) -> None:
@@ -67,21 +73,46 @@ def keep_after_test(run: Path, model: ViTClassifier, split: Split, answers: Answ
 
 
 @torch.inference_mode()
-def _asked(model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer, role: str) -> Answers:
-    batches, count = datamodule.evaluated(role)
-    shown = sys.stderr.isatty()
+def _asked(
+    model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer, role: str
+) -> tuple[Answers, NDArray[np.float32] | None]:
+    """The answers to a split, and the features (N, F) that the head made them of, where it has one head."""
+    batches, count = datamodule.evaluated(role, ASKED)
     told = f"answers to {role} for the report"
     precision = trainer.precision_plugin
-    parts = []
-    for batch in track(batches, told, count, console=Console(stderr=True), disable=not shown, transient=True):
-        if len(batch["ids"]):
+    shown = Console(stderr=True)
+    parts, features = [], []
+    with _features_seen(model.network) as seen:
+        for batch in track(batches, told, count, console=shown, disable=not sys.stderr.isatty(), transient=True):
+            if not len(batch["ids"]):
+                continue
             with precision.forward_context():
                 logits = model.logits(precision.convert_input(batch["pixel_values"]))
             parts.append((batch["ids"], logits.float().cpu()))
-    return joined(parts)
+            features += [(batch["ids"], torch.stack(seen).float().mean(dim=0).cpu())] if seen else []
+            seen.clear()
+    return joined(parts), joined(features)[1] if features else None
 
 
-def keep(run: Path, role: str, model: ViTClassifier, split: Split, answers: Answers, about: Mapping[str, Any]) -> None:
+@contextmanager
+def _features_seen(network: Any) -> Iterator[list[Tensor]]:
+    """What the head is given in each forward; nothing where there are several heads."""
+    if not has_one_head(network):
+        yield []
+        return
+    with inputs_of_head(network) as seen:
+        yield seen
+
+
+def keep(
+    run: Path,
+    role: str,
+    model: ViTClassifier,
+    split: Split,
+    answers: Answers,
+    about: Mapping[str, Any],
+    features: NDArray[np.float32] | None = None,
+) -> None:
     """Write the answers to a split, and pictures of the images that a report shows.
 
     Args:
@@ -91,23 +122,33 @@ def keep(run: Path, role: str, model: ViTClassifier, split: Split, answers: Answ
         split: the rows.
         answers: its ids and logits, of those that could be read.
         about: facts of the checkpoint.
+        features: (N, F) of these rows, where they were trained on.
     """
     ids, logits = answers
     if not len(ids):
         return
     positions = np.searchsorted(split.rows, ids)
     labels = model.hparams["labels"]
+    targets = split.targets[positions]
+    rows = {"asked": min(len(split), ASKED), "rows": len(split)}
     outputs = Outputs(
         role,
         model.task,
         labels,
         ids,
         names_of_images(split, positions),
-        split.targets[positions],
+        targets,
         logits,
         model.temperature,
         thresholds_of(labels, model.thresholds).numpy(),
-        {**about, "source": split.name, "fingerprint": split.fingerprint, "unreadable": len(split) - len(ids)},
+        {
+            **about,
+            **rows,
+            "source": split.name,
+            "fingerprint": split.fingerprint,
+            "unreadable": rows["asked"] - len(ids),
+        },
+        None if features is None or len(ids) < 2 else left_out_scores(features, one_hot(targets, len(labels))),
     )
     chosen = select(outputs)
     pixels = {n: TableImages(split).pixels(int(positions[n])) for n in chosen.all}
@@ -115,6 +156,11 @@ def keep(run: Path, role: str, model: ViTClassifier, split: Split, answers: Answ
     looked = {int(ids[n]): _jpeg(attributed(model, pixels[n])) for n in _explained(chosen, model)}
     write_outputs(run, outputs)
     write_pictures(run, role, {"image": pictures, "attribution": looked})
+
+
+def one_hot(targets: Targets, classes: int) -> NDArray[np.bool_]:
+    """(N,) class indices, or (N, K) bool, -> (N, K) bool."""
+    return targets.astype(bool) if targets.ndim == 2 else np.eye(classes, dtype=bool)[targets]
 
 
 def _explained(chosen: Selection, model: ViTClassifier) -> list[int]:

@@ -42,7 +42,7 @@ def svg(figure: Figure) -> str:
     """The figure as an SVG element."""
     figure.set_layout_engine("tight")
     text = StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -50,5 +50,5 @@ def png(figure: Figure) -> bytes:
     """The figure as a PNG, on white."""
     figure.set_layout_engine("tight")
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=120, facecolor="white")
+    figure.savefig(content, format="png", dpi=120, facecolor="white", bbox_inches="tight")
     return content.getvalue()

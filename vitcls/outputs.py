@@ -29,7 +29,8 @@ class Outputs:
         logits: (N, K) float32.
         temperature: what the logits are divided by before they become probabilities; 1 for multilabel.
         thresholds: (K,) float64 of the probabilities, for multilabel.
-        about: plain facts: `checkpoint`, `step`, `source`, `fingerprint`, `unreadable`.
+        about: plain facts: `checkpoint`, `step`, `source`, `fingerprint`, `unreadable`, `asked`, of how many `rows`.
+        left_out: (N, K) float32 scores of training images by a head that has not seen their labels; None elsewhere.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Outputs:
     temperature: float
     thresholds: NDArray[np.float64]
     about: dict[str, Any]
+    left_out: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,16 +75,15 @@ def write_outputs(run: Path, outputs: Outputs) -> None:
 
     several = outputs.targets.ndim == 2
     width = len(outputs.labels)
-    flat = pa.array(outputs.logits.reshape(-1))
     of_several = pa.array(list(outputs.targets.astype(np.int8)), pa.list_(pa.int8())) if several else None
-    table = pa.table(
-        {
-            "id": outputs.ids,
-            "file": outputs.files,
-            "label": of_several if several else outputs.targets,
-            "logits": pa.FixedSizeListArray.from_arrays(flat, width),
-        }
-    )
+    columns = {
+        "id": outputs.ids,
+        "file": outputs.files,
+        "label": of_several if several else outputs.targets,
+        "logits": pa.FixedSizeListArray.from_arrays(pa.array(outputs.logits.reshape(-1)), width),
+    }
+    if outputs.left_out is not None:
+        columns["left_out"] = pa.FixedSizeListArray.from_arrays(pa.array(outputs.left_out.reshape(-1)), width)
     record = {
         "role": outputs.role,
         "task": outputs.task,
@@ -94,7 +95,7 @@ def write_outputs(run: Path, outputs: Outputs) -> None:
     file = file_of(run, outputs.role)
     file.parent.mkdir(exist_ok=True)
     part = file.with_name(f".{file.name}.part")
-    pq.write_table(table.replace_schema_metadata({_RECORD: json.dumps(record)}), part)
+    pq.write_table(pa.table(columns).replace_schema_metadata({_RECORD: json.dumps(record)}), part)
     part.replace(file)
 
 
@@ -116,18 +117,23 @@ def read_outputs(run: Path, role: str) -> Outputs | None:
         labels = table["label"].combine_chunks()
         several = pa.types.is_list(labels.type)
         targets = np.array(labels.to_pylist(), np.bool_) if several else labels.to_numpy()
-        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        rows = len(table)
+
+        def matrix(column: str) -> NDArray[np.float32]:
+            return table[column].combine_chunks().flatten().to_numpy().reshape(rows, -1)
+
         return Outputs(
             record["role"],
             record["task"],
             record["labels"],
             table["id"].to_numpy(),
             table["file"].to_pylist(),
-            targets.reshape(len(table), -1) if several else targets,
-            logits,
+            targets.reshape(rows, -1) if several else targets,
+            matrix("logits"),
             record["temperature"],
             np.array(record["thresholds"]),
             record["about"],
+            matrix("left_out") if "left_out" in table.column_names else None,
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{file} is damaged ({error}); delete it, and run the verb that wrote it again.") from error

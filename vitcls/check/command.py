@@ -61,7 +61,7 @@ class CheckCLI(LightningCLI):
             default="",
             help=f"end with status 1 if one of these is found: {listing(PROBLEMS)}.",
         )
-        for name in ("ckpt_path", "weights_only", "lr_find", "resume"):  # stand in the config.yaml of a run
+        for name in ("ckpt_path", "weights_only", "lr_find", "resume", "report"):  # stand in the config.yaml of a run
             parser.add_argument(f"--{name}", type=Any, default=None, help="not for check.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -7,11 +7,12 @@ from dataclasses import fields
 from itertools import islice
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from vitcls.data.arguments import check_arguments, check_features
 from vitcls.data.asked import Classifier
@@ -320,15 +321,18 @@ class ImageDataModule(LightningDataModule):
         batch = collate(list(islice(readable, count)))
         return self.image_spec.normalise(batch["pixel_values"])
 
-    def evaluated(self, role: str) -> tuple[Iterator[Batch], int]:
+    def evaluated(self, role: str, most: int) -> tuple[Iterator[Batch], int]:
         """The rows of a split as an evaluation takes them, for this process alone, and how many batches they are.
 
         In order, on the device, normalised; images that cannot be decoded are in `bad` alone.
 
         Args:
             role: `train` or `validation`, after a fit's `setup`; no stream.
+            most: rows; of more, as many are chosen, evenly.
         """
-        rows = ImageRows(self._images[role], self._eval_transform, self._targets(role))
+        rows: Dataset = ImageRows(self._images[role], self._eval_transform, self._targets(role))
+        if len(self.splits[role]) > most:
+            rows = Subset(rows, np.linspace(0, len(self.splits[role]) - 1, most).astype(int).tolist())
         loader = self._loader(rows, batch_size=self._eval_batch_size)
         device = self._attached.strategy.root_device
         return (self._on_device(batch, device) for batch in loader), len(loader)

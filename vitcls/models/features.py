@@ -33,6 +33,11 @@ def feature_width(network: Any) -> int:
     return next(module.in_features for module in _head(network).modules() if isinstance(module, nn.Linear))
 
 
+def has_one_head(network: Any) -> bool:
+    """Whether there is one module on top of the backbone."""
+    return len(heads_of(network)) == 1
+
+
 def head_of(network: Any) -> nn.Module:
     """The one module on top of the backbone, also below an adapter.
 

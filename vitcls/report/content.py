@@ -14,7 +14,7 @@ from vitcls.report.selection import Selection, select
 
 @dataclass(frozen=True)
 class SplitContent:
-    """What is known of the answers to a split."""
+    """What is known of the answers to a split; of training images, which were learned, no figures."""
 
     outputs: Outputs
     figures: Figures
@@ -71,4 +71,5 @@ def read_content(run: Path) -> RunContent:
 
 
 def _content(run: Path, outputs: Outputs) -> SplitContent:
-    return SplitContent(outputs, measure(outputs), select(outputs), read_pictures(run, outputs.role))
+    figures = {} if outputs.role == "train" else measure(outputs)
+    return SplitContent(outputs, figures, select(outputs), read_pictures(run, outputs.role))

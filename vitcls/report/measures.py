@@ -41,14 +41,13 @@ def _of_classes(outputs: Outputs) -> Figures:
     scores, targets = outputs.probabilities(), outputs.targets
     k = len(outputs.labels)
     predicted = outputs.logits.argmax(axis=1)
-    counts = confusion(targets, predicted, k)
     each = _of_each_class(targets == np.arange(k)[:, None], predicted == np.arange(k)[:, None], scores.T)
     precision, recall, f1 = _averages(targets, predicted)
     losses = -np.log(np.maximum(scores[np.arange(len(targets)), targets], np.finfo(float).tiny))
     return {
         "accuracy": float(np.mean(predicted == targets)),
         f"top{min(TOP, k)}": float(np.mean(rank_of_target(outputs.logits, targets) < TOP)),
-        "balanced_accuracy": balanced_accuracy(counts),
+        "balanced_accuracy": balanced_accuracy(targets, predicted, k),
         **{f"{name}_{average}": value for name, of in _named(precision, recall, f1) for average, value in of.items()},
         "auroc_macro": _mean(row["auroc"] for row in each),
         "average_precision_macro": _mean(row["average_precision"] for row in each),
@@ -60,8 +59,8 @@ def _of_classes(outputs: Outputs) -> Figures:
             len(outputs),
             {
                 "accuracy": lambda drawn: np.mean(predicted[drawn] == targets[drawn]),
-                "balanced_accuracy": lambda drawn: balanced_accuracy(confusion(targets[drawn], predicted[drawn], k)),
-                "f1_macro": lambda drawn: macro_f1(confusion(targets[drawn], predicted[drawn], k)),
+                "balanced_accuracy": lambda drawn: balanced_accuracy(targets[drawn], predicted[drawn], k),
+                "f1_macro": lambda drawn: macro_f1(targets[drawn], predicted[drawn], k),
                 "log_loss": lambda drawn: losses[drawn].mean(),
             },
         ),
@@ -74,16 +73,17 @@ def confusion(targets: NDArray[np.int64], predicted: NDArray[np.int64], k: int) 
     return np.bincount(targets * k + predicted, minlength=k * k).reshape(k, k)
 
 
-def balanced_accuracy(counts: NDArray[np.int64]) -> float:
-    """Mean recall over the classes that occur, of a confusion (K, K)."""
-    occurs = counts.sum(axis=1) > 0
-    return float(np.mean(counts.diagonal()[occurs] / counts.sum(axis=1)[occurs]))
+def balanced_accuracy(targets: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> float:
+    """Mean recall over the classes that occur, of (N,) classes each; as scikit-learn's, and fit for a bootstrap."""
+    hits, there = (np.bincount(of, minlength=k) for of in (targets[targets == predicted], targets))
+    return float(np.mean(hits[there > 0] / there[there > 0]))
 
 
-def macro_f1(counts: NDArray[np.int64]) -> float:
-    """Mean F1 over the classes that occur or were predicted, of a confusion (K, K)."""
-    either = counts.sum(axis=0) + counts.sum(axis=1)
-    return float(np.mean(2 * counts.diagonal()[either > 0] / either[either > 0]))
+def macro_f1(targets: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> float:
+    """Mean F1 over the classes that occur or were predicted, of (N,) classes each; as `balanced_accuracy`."""
+    hits, there, taken = (np.bincount(of, minlength=k) for of in (targets[targets == predicted], targets, predicted))
+    either = there + taken
+    return float(np.mean(2 * hits[either > 0] / either[either > 0]))
 
 
 def rank_of_target(scores: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -159,11 +159,11 @@ def _of_labels(outputs: Outputs) -> Figures:
     scores, targets = outputs.probabilities(), outputs.targets.astype(bool)
     half, tuned = scores >= 0.5, scores >= outputs.thresholds
     each = _of_each_class(targets.T, tuned.T, scores.T)
-    occurs = targets.any(axis=0)
     losses = np.logaddexp(0.0, np.where(targets, -1, 1) * outputs.logits.astype(np.float64)).mean(axis=1)
-    chosen = {
-        "map": lambda drawn: _mean(_ranked(targets[drawn].T, scores[drawn].T, average_precision_score)),
-        "f1_macro": lambda drawn: _f1(targets[drawn], tuned[drawn], "macro"),
+    precision = weighted_precision(targets, scores)
+    resampled = {
+        "map": lambda drawn: precision(np.bincount(drawn, minlength=len(targets))),
+        "f1_macro": lambda drawn: label_f1(targets[drawn], tuned[drawn]),
         "log_loss": lambda drawn: losses[drawn].mean(),
     }
     return {
@@ -176,16 +176,50 @@ def _of_labels(outputs: Outputs) -> Figures:
         "log_loss": float(losses.mean()),
         "ece": expected_calibration_error(scores.reshape(-1), targets.reshape(-1)),
         "brier": float(np.mean((scores - targets) ** 2)),
-        "labels_that_occur": int(occurs.sum()),
-        "intervals": _intervals(len(outputs), chosen),
+        "labels_that_occur": int(targets.any(axis=0).sum()),
+        "intervals": _intervals(len(outputs), resampled) if targets.any() else {},
         "of_classes": dict(zip(outputs.labels, each, strict=True)),
     }
 
 
-def _f1(targets: NDArray[np.bool_], found: NDArray[np.bool_], average: str) -> float:
-    """Over the labels that occur."""
+def _f1(targets: NDArray[np.bool_], found: NDArray[np.bool_], average: str) -> float | None:
+    """Over the labels that occur; None where none does."""
     occurs = targets.any(axis=0)
+    if not occurs.any():
+        return None
     return float(f1_score(targets[:, occurs], found[:, occurs], average=average, zero_division=0.0))
+
+
+def label_f1(targets: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """Mean F1 of (N, K) decisions over the labels that occur; as scikit-learn's, and fit for a bootstrap."""
+    hits, there, taken = ((one).sum(axis=0) for one in (targets & found, targets, found))
+    return float(np.mean((2 * hits / np.maximum(there + taken, 1))[there > 0])) if there.any() else float("nan")
+
+
+def weighted_precision(targets: NDArray[np.bool_], scores: Floats) -> Callable[[NDArray[np.int64]], float]:
+    """What gives, for how often each image was drawn, the mean average precision over the labels that occur.
+
+    The images are ranked once for all draws: scikit-learn's own takes a thousand times as long.
+    """
+    ranked = []
+    for has, score in zip(targets.T, scores.T, strict=True):
+        order = np.argsort(-score, kind="stable")
+        ranked.append((order, has[order], np.flatnonzero(np.append(np.diff(score[order]) != 0, True))))
+
+    def precision(times: NDArray[np.int64]) -> float:
+        found = [_average_precision(times[order], has, ends) for order, has, ends in ranked]
+        return float(np.mean([one for one in found if one is not None])) if any(found) else float("nan")
+
+    return precision
+
+
+def _average_precision(times: NDArray[np.int64], has: NDArray[np.bool_], ends: NDArray[np.int64]) -> float | None:
+    """Of images in the order of their scores; `ends` are the last of equal scores. None where none has the label."""
+    taken, hits = np.cumsum(times)[ends], np.cumsum(times * has)[ends]
+    if not hits[-1]:
+        return None
+    gains = np.diff(hits, prepend=0)
+    return float((gains * hits / np.maximum(taken, 1)).sum() / hits[-1])
 
 
 # -- both -----------------------------------------------------------------------------------
@@ -230,4 +264,4 @@ def _intervals(images: int, figures: dict[str, Callable[[NDArray[np.int64]], Any
     random = np.random.default_rng(SEED)
     drawn = [random.integers(images, size=images) for _ in range(RESAMPLES)]
     found = {name: [figure(one) for one in drawn] for name, figure in figures.items()}
-    return {name: np.percentile(values, (2.5, 97.5)).tolist() for name, values in found.items()}
+    return {name: np.nanpercentile(values, (2.5, 97.5)).tolist() for name, values in found.items()}

@@ -4,7 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -51,6 +51,7 @@ def write_page(content: RunContent) -> Path:
             lower=LOWER_IS_BETTER,
             not_shown=NOT_SHOWN,
             most_confused=figures.MOST_CONFUSED,
+            named=figures.NAMED_CLASSES,
         )
     )
     runs.write_text(folder / "metrics.json", json.dumps(measured(content), indent=1) + "\n")
@@ -95,7 +96,9 @@ def monitor_of(content: RunContent) -> str:
 
 def network_of(config: Mapping[str, Any]) -> str:
     """What was trained, in a few words."""
-    model = config.get("model") or {}
+    model = config.get("model")
+    if not model:
+        return "a network"
     source = model.get("checkpoint") or (model.get("architecture") or {}).get("model_type", "a network from scratch")
     adapter = model.get("adapter")
     how = (
@@ -146,6 +149,7 @@ def _shown(split: SplitContent) -> dict[str, Any]:
         return {
             "picture": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else "",
             "file": outputs.files[position],
+            "short": _short_path(outputs.files[position]),
             **_said(outputs, scores, position),
         }
 
@@ -158,6 +162,7 @@ def _shown(split: SplitContent) -> dict[str, Any]:
                 "taken_for": outputs.labels[pair.taken_for],
                 "images": pair.images,
                 "shown": [card(n) for n in pair.shown],
+                "beside": [card(n) for n in pair.beside],
             }
             for pair in chosen.pairs
         ],
@@ -185,6 +190,11 @@ def _said(outputs: Outputs, scores: Any, position: int) -> dict[str, str]:
         "answer": _listed(outputs.labels, there),
         "score": "",
     }
+
+
+def _short_path(file: str) -> str:
+    """The file and its folder, of a path."""
+    return "/".join(PurePath(file).parts[-2:]) if PurePath(file).is_absolute() else file
 
 
 def _listed(labels: list[str], chosen: Any) -> str:

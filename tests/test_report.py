@@ -1,0 +1,267 @@
+"""Reports of real runs of the tiny ViT, and of made-up answers."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tests.conftest import multilabel_options
+from tests.test_outputs import outputs_of, random_outputs
+from vitcls.__main__ import main
+from vitcls.outputs import read_outputs, write_outputs
+from vitcls.pictures import write_pictures
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_vit, colours, tmp_path_factory):
+    """A run that was fitted and tested with reports."""
+    root = tmp_path_factory.mktemp("reports")
+    options = {"model.checkpoint": tiny_vit, "model.lr": 1e-3, "data.dataset": colours, "data.batch_size": 16}
+    options |= {"data.num_workers": 0, "trainer.max_epochs": 2, "trainer.enable_progress_bar": "false"}
+    options |= {"trainer.default_root_dir": root, "trainer.accelerator": "cpu"}
+    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    shutil.copytree(root / "run", root / "fitted")
+    assert main(["test", "--ckpt_path", str(root / "run"), "--trainer.enable_progress_bar=false"]) == 0
+    return root
+
+
+class Page(HTMLParser):
+    """The elements of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.elements.append((tag, attrs))
+        if "id" in attrs:
+            self.ids.add(attrs["id"])
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def page_of(run):
+    return (run / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_answers_are_those_of_the_kept_weights(trained):
+    figures = json.loads((trained / "run" / "metrics.json").read_text())
+    report = json.loads((trained / "run" / "report" / "metrics.json").read_text())
+    for role, stage in (("validation", "val"), ("test", "test")):
+        assert report[role]["accuracy"] == pytest.approx(figures[role][f"{stage}/accuracy"], abs=1e-6)
+        assert report[role]["balanced_accuracy"] == pytest.approx(figures[role][f"{stage}/macro_accuracy"], abs=1e-6)
+        assert report[role]["uncalibrated"]["log_loss"] == pytest.approx(figures[role][f"{stage}/loss"], abs=1e-5)
+        assert report[role]["step"] == figures["validation"]["step"]
+    splits = json.loads((trained / "run" / "splits.json").read_text())
+    for role in ("train", "validation"):
+        assert read_outputs(trained / "run", role).ids.tolist() == splits[role]["rows"]
+
+
+def test_files_and_targets_belong_together(trained):
+    outputs = read_outputs(trained / "run", "test")
+    assert len(outputs) == 21
+    for file, target in zip(outputs.files, outputs.targets, strict=True):
+        assert f"/{outputs.labels[target]}/" in file
+
+
+def test_the_page_needs_no_network_and_can_be_read_aloud(trained):
+    text = page_of(trained / "run")
+    page = Page(text)
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", text)
+    assert all(image["alt"] and image["src"].startswith("data:image/jpeg") for image in page.all("img"))
+    assert page.all("img")
+    assert all(head.get("scope") for head in page.all("th"))
+    assert {link["href"][1:] for link in page.all("a")} <= page.ids
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(figure["aria-label"] for figure in page.all("figure"))
+    assert "where the network looked" in text
+
+
+def test_it_says_by_what_the_run_was_chosen_and_how_often_the_test_was_read(trained, vitcls):
+    assert "No test data was read, so the figures are of the data that chose" in page_of(trained / "fitted")
+    assert "chosen by val/accuracy of 6 validation images. The figures are of 21 test images, read once" in page_of(
+        trained / "run"
+    )
+    shutil.copytree(trained / "run", trained / "again")
+    vitcls("test", "--ckpt_path", trained / "again", "--report=true", "--trainer.enable_progress_bar=false")
+    assert "read 2 times for this run" in page_of(trained / "again")
+
+
+def test_it_is_made_again_without_torch_and_is_the_same(trained, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    code = "import sys; from vitcls.__main__ import main; status = main(['report', sys.argv[1]]); "
+    code += "print(status, sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
+    (run / "report" / "index.html").unlink()
+    said = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, timeout=100, check=True)
+    assert said.stdout.splitlines()[-1] == "0 []"
+    assert page_of(run) == page_of(trained / "run")
+    assert (run / "report" / "metrics.json").read_text() == (trained / "run" / "report" / "metrics.json").read_text()
+
+
+def test_how_it_was_trained_is_there(trained):
+    (session,) = json.loads((trained / "run" / "sessions.json").read_text())
+    assert session["seconds"] > 0
+    assert session["images_per_second"] > 0
+    assert 0 <= session["data_wait"] <= 1
+    assert session["machine"]["torch"] in page_of(trained / "run")
+
+
+def test_without_a_report_nothing_of_it_is_written(vitcls, fit_words, tmp_path):
+    assert vitcls(*fit_words, "--trainer.max_epochs=1")[0] == 0
+    assert vitcls("test", "--ckpt_path", tmp_path / "runs" / "run", "--report=false")[0] == 0
+    assert not {"report", "outputs"} & {file.name for file in (tmp_path / "runs" / "run").iterdir()}
+
+
+def test_a_run_without_answers_is_refused(refuses, tmp_path):
+    assert "keeps nothing" not in refuses("report", tmp_path / "none")
+    assert "does not exist" in refuses("report", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "holds no answers of its model" in refuses("report", tmp_path / "empty")
+    assert "--outptu" in refuses("report", tmp_path, "--outptu=x")
+
+
+def test_answers_of_other_weights_are_left_out_and_said(trained, vitcls, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    content = json.loads((run / "metrics.json").read_text())
+    content["validation"]["step"] += 1
+    (run / "metrics.json").write_text(json.dumps(content))
+    status, _, err = vitcls("report", run)
+    assert (status, "holds no answers" in err) == (2, True)
+    test = read_outputs(run, "test")
+    test.about["step"] += 1
+    write_outputs(run, test)
+    assert vitcls("report", run)[0] == 0
+    assert "Answers to validation were kept of other weights" in page_of(run)
+
+
+def test_names_are_text_and_not_markup(vitcls, tmp_path):
+    labels = ["<script>alert(1)</script>", "$a_b$", "c & d"]
+    outputs = random_outputs(classes=3, labels=labels)
+    outputs.files[:] = [f"/p/<img src=x onerror=alert({n})>.jpg" for n in range(len(outputs))]
+    write_outputs(tmp_path, outputs)
+    assert vitcls("report", tmp_path)[0] == 0
+    assert "<script>alert" not in page_of(tmp_path)
+    assert "<img src=x" not in page_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        random_outputs(classes=1),
+        random_outputs(images=1),
+        random_outputs(images=300, classes=120),
+        outputs_of(5 * np.eye(3)[np.arange(9) % 3], np.arange(9) % 3),
+        outputs_of(random_outputs().logits, np.full(60, 2)),
+        random_outputs("multilabel", temperature=1.0),
+        outputs_of(np.zeros((5, 2)), np.zeros((5, 2), bool), task="multilabel", temperature=1.0),
+    ],
+    ids=["one class", "one image", "many classes", "no mistake", "one class occurs", "multilabel", "no label"],
+)
+def test_odd_answers_have_a_report_as_well(outputs, vitcls, tmp_path):
+    write_outputs(tmp_path, outputs)
+    write_pictures(tmp_path, "test", {"image": {}})
+    status, _, err = vitcls("report", tmp_path)
+    assert (status, err) == (0, "")
+    json.loads((tmp_path / "report" / "metrics.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_of_multilabel_data(vitcls, tiny_vit, scenes, tmp_path):
+    assert vitcls(*multilabel_options(tiny_vit, scenes, tmp_path, epochs=2), "--report=true")[0] == 0
+    report = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())["validation"]
+    assert report["validation"]["map"] == pytest.approx(figures["val/map"], abs=1e-6)
+    assert report["validation"]["log_loss"] == pytest.approx(figures["val/loss"], abs=1e-5)
+    assert "AUROC" not in page_of(tmp_path / "run").partition("<h2")[0]
+
+
+def test_the_temperature_is_applied_by_predict(trained, vitcls, colours, tmp_path):
+    test = read_outputs(trained / "run", "test")
+    assert test.temperature != 1
+    out = tmp_path / "p.csv"
+    words = ("predict", "--ckpt_path", trained / "run", "--data.predict", colours / "test", "--output", out)
+    assert vitcls(*words, "--trainer.enable_progress_bar=false")[0] == 0
+    with out.open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    for name, scores in zip(test.files, test.probabilities(), strict=True):
+        assert float(rows[name]["score"]) == pytest.approx(scores.max(), abs=2e-6)
+    assert vitcls(*words, "--model.temperature=1", "--trainer.enable_progress_bar=false")[0] == 0
+    with out.open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    for name, scores in zip(test.files, test.probabilities(temperature=1), strict=True):
+        assert float(rows[name]["score"]) == pytest.approx(scores.max(), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model.temperature=0"], "--model.temperature"),
+        (["--model.temperature=2", "--model.task=multilabel"], "belongs to --model.task multiclass"),
+    ],
+)
+def test_temperatures_that_are_none_are_refused(words, says, refuses, fit_words):
+    assert says in refuses(*fit_words, *words)
+
+
+# -- comparison -----------------------------------------------------------------------------
+
+
+def made_up(run, right, seed=0, config=None, **how):
+    """A run whose answers to 100 images are right or wrong as said."""
+    run.mkdir()
+    targets = np.arange(100) % 4
+    answers = np.where(right, targets, (targets + 1) % 4)
+    write_outputs(run, outputs_of(3 * np.eye(4)[answers], targets, **how))
+    (run / "config.yaml").write_text(json.dumps(config or {"model": {"lr": seed}}))
+    return run
+
+
+def test_paired_differences_are_mcnemars(vitcls, tmp_path):
+    first = np.arange(100) >= 20  # 80 right
+    second = first.copy()
+    second[:12], second[90:93] = True, False
+    a, b = made_up(tmp_path / "a", first, 1), made_up(tmp_path / "b", second, 2)
+    assert vitcls("report", a, b, "--output", tmp_path / "both")[0] == 0
+    found = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    pair = found["against_first"]["b"]
+    assert (pair["images"], pair["first_only"], pair["second_only"]) == (100, 3, 12)
+    assert pair["difference"] == pytest.approx(0.09)
+    assert pair["p"] == pytest.approx(0.03515625)  # 2 * P(at most 3 of 15 tosses)
+    assert pair["interval"][0] < 0.09 < pair["interval"][1]
+    assert found["differing"] == {"model.lr": {"a": 1, "b": 2}}
+    assert found["runs"]["a"]["accuracy"] == pytest.approx(0.8)
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert "+0.090" in page
+
+
+def test_equal_runs_differ_by_chance_alone(vitcls, tmp_path):
+    a, b = (made_up(tmp_path / name, np.arange(100) > 9) for name in "ab")
+    assert vitcls("report", a, b, "--output", tmp_path / "both")[0] == 0
+    found = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert found["against_first"]["b"]["p"] == 1
+    assert found["differing"] == {}
+
+
+def test_runs_on_other_images_are_not_compared(vitcls, tmp_path):
+    a = made_up(tmp_path / "a", np.arange(100) > 9)
+    b = made_up(tmp_path / "b", np.arange(100) > 9, fingerprint="other")
+    assert vitcls("report", a, b, "--output", tmp_path / "both")[0] == 0
+    assert json.loads((tmp_path / "both" / "comparison.json").read_text())["role"] is None
+    assert "measured on different images" in (tmp_path / "both" / "index.html").read_text()
+
+
+def test_comparisons_that_make_no_sense_are_refused(refuses, tmp_path):
+    a = made_up(tmp_path / "a", np.arange(100) > 9)
+    b = made_up(tmp_path / "b", np.arange(100) > 9, labels=["w", "x", "y", "z"])
+    assert "other classes" in refuses("report", a, b, "--output", tmp_path / "both")
+    assert "named twice" in refuses("report", a, a)
+    c = made_up(tmp_path / "c", np.arange(100) > 9)
+    assert "is the folder of a run" in refuses("report", a, c, "--output", c)
