@@ -18,6 +18,7 @@ VERBS = {
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
+    "runs": "list the runs there are: data, model, figures, size, age",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
     "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
@@ -91,6 +92,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.check.command import run_check
 
         return run_check
+    if verb == "runs":
+        from vitcls.overview.command import run_runs
+
+        return run_runs
     if verb == "methods":
         from vitcls.methods.command import run_methods
 
@@ -110,8 +115,6 @@ def _command(verb: str) -> Callable[[list[str]], int]:
 
 def _configure_logging() -> None:
     """Our lines on standard output, those of Lightning's that matter, warnings in one line each."""
-    import datasets
-
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("vitcls")
@@ -120,7 +123,8 @@ def _configure_logging() -> None:
     ours.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
+    datasets = sys.modules.get("datasets")  # imported by now, if the verb reads data
+    if datasets is not None and not sys.stderr.isatty():
         datasets.disable_progress_bars()  # in a file they are noise around the one line that counts
     warnings.showwarning = _show_warning
     for category, message in _NOT_FOR_USERS:
