@@ -25,7 +25,15 @@ LAYERS = (
     ("vitcls.data", "vitcls.metrics", "vitcls.optim"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
-    ("vitcls.records", "vitcls.wording", "vitcls.trainer_options", "vitcls.checkpoint_options", "vitcls.rate_finding"),
+    (
+        "vitcls.records",
+        "vitcls.wording",
+        "vitcls.trainer_options",
+        "vitcls.checkpoint_options",
+        "vitcls.rate_finding",
+        "vitcls.tracking",
+        "vitcls.attached",
+    ),
     ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.overview", "vitcls.soup", "vitcls.bench"),
     ("vitcls.__main__",),
 )
