@@ -8,8 +8,9 @@ from tests.conftest import TINY, embed
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = sorted((Path(__file__).parents[1] / "configs" / "overlays").glob("*.yaml"))
-# These need a teacher, larger images, two machines: test_distillation.py, test_progressive.py, test_nodes.py.
-RUN_ELSEWHERE = ("distill", "progressive", "multinode")
+# These need a teacher, larger images, two machines, packages: test_distillation.py, test_progressive.py, test_nodes.py,
+# test_tracking.py.
+RUN_ELSEWHERE = ("distill", "progressive", "multinode", "wandb", "mlflow")
 FAST = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
 FAST += [
     "--trainer.accelerator=cpu",

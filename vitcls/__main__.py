@@ -19,11 +19,11 @@ VERBS = {
     "test": "measure a run or checkpoint on its test data, to be read once",
     "predict": "classify image files, one row of a CSV for each",
     "report": "make the page of a run again, or compare several runs",
+    "runs": "list the runs there are: data, model, figures, size, age",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
     "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
 }
-WITHOUT_TORCH = ("report",)  # verbs that read run folders alone, and start quickly
 FAILED = 1  # exit status where another process of the training is gone
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words
 SHOW_TRACEBACKS = "VITCLS_TRACEBACK"  # set to anything, a mistake is told with its traceback
@@ -83,7 +83,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"{verb!r} is none of the verbs {', '.join(VERBS)}{suggestion(verb, VERBS)}.")
     run = _command(verb)
-    _configure_logging(quiet_libraries=verb not in WITHOUT_TORCH)
+    _configure_logging()
     return run(words)
 
 
@@ -93,6 +93,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.check.command import run_check
 
         return run_check
+    if verb == "runs":
+        from vitcls.overview.command import run_runs
+
+        return run_runs
     if verb == "methods":
         from vitcls.methods.command import run_methods
 
@@ -114,7 +118,7 @@ def _command(verb: str) -> Callable[[list[str]], int]:
     return run_verb
 
 
-def _configure_logging(quiet_libraries: bool) -> None:
+def _configure_logging() -> None:
     """Our lines on standard output, those of Lightning's that matter, warnings in one line each."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -124,9 +128,8 @@ def _configure_logging(quiet_libraries: bool) -> None:
     ours.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    if quiet_libraries and not sys.stderr.isatty():
-        import datasets
-
+    datasets = sys.modules.get("datasets")  # imported by now, if the verb reads data
+    if datasets is not None and not sys.stderr.isatty():
         datasets.disable_progress_bars()  # in a file they are noise around the one line that counts
     warnings.showwarning = _show_warning
     for category, message in _NOT_FOR_USERS:

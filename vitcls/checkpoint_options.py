@@ -73,7 +73,8 @@ def checkpoint_defaults(content: dict[str, Any], run: Path | None, verb: str, sa
         data.pop(name, None)
     if verb == "fit" and run is not None:
         started = runs.read_config(run)
-        _leave_out_callbacks(started.get("trainer", {}), as_list(said.trainer.callbacks))
+        for name in ("callbacks", "logger"):
+            _leave_out_again(started.get("trainer", {}), name, as_list(said.trainer[name]))
         return {**started, "model": {**started.get("model", {}), **model}, "data": data, "ckpt_path": None}
     precision = content[RECORD]["precision"]
     return {"model": model, "data": data, "trainer": {"precision": precision}}
@@ -85,16 +86,16 @@ def is_same_source(said: Namespace, known: dict[str, Any]) -> bool:
     return all(said[key] == default[key] or as_text(said[key]) == as_text(known.get(key)) for key in default)
 
 
-def _leave_out_callbacks(trainer: dict[str, Any], said: list[Any]) -> None:
-    """Of a run's callbacks, those that the words of its resume add again (`callbacks+`): there would be two of each."""
-    if isinstance(trainer.get("callbacks"), list):
-        again = {_which(callback) for callback in said}
-        trainer["callbacks"] = [callback for callback in trainer["callbacks"] if _which(callback) not in again]
+def _leave_out_again(trainer: dict[str, Any], name: str, said: list[Any]) -> None:
+    """Of a run's callbacks or loggers, those that its resume adds again (`callbacks+`): there would be two of each."""
+    if isinstance(trainer.get(name), list):
+        again = {_which(one) for one in said}
+        trainer[name] = [one for one in trainer[name] if _which(one) not in again]
 
 
-def _which(callback: Any) -> tuple[str, str | None]:
-    """What Lightning tells two callbacks apart by: class, and monitor where it has one."""
-    return callback["class_path"], (callback.get("init_args") or {}).get("monitor")
+def _which(one: Any) -> tuple[str, str | None]:
+    """What Lightning tells two callbacks apart by, class and monitor where it has one; of loggers the class."""
+    return one["class_path"], (one.get("init_args") or {}).get("monitor")
 
 
 def check_task(task: str, known: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from vitcls import answers, checkpoints, records, runs, sessions
+from vitcls import answers, checkpoints, records, runs, sessions, tracking
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, TestAnswers, check_monitors
 from vitcls.checkpoint_options import (
     check_model_is_named,
@@ -98,6 +98,7 @@ class RunRecord(SaveConfigCallback):
         if stage != "fit" or self._run is None:
             return
         text = self.parser.dump(self.config, skip_none=False)
+        tracking.keep(trainer.loggers, self._run, text)
         records.write_start(self._run, text, trainer.datamodule.splits, trainer.datamodule.hparams)  # type: ignore[attr-defined]
 
 
@@ -225,6 +226,15 @@ class VitclsCLI(LightningCLI):
 
     # -- objects ----------------------------------------------------------------------------
 
+    def instantiate_classes(self) -> None:
+        """Make all that is configured; the loggers of services for the run folder, which is there first."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self.run = self._run_folder(config)
+        measured = self.checkpoint.run if self.checkpoint is not None else None
+        with tracking.joined(config.trainer, self.run or measured):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The configured trainer, with what a run folder needs and the configuration does not name."""
         config = self._chosen.trainer
@@ -244,15 +254,14 @@ class VitclsCLI(LightningCLI):
         if self.subcommand == "test" and self._chosen.report and self.checkpoint is not None and self.checkpoint.run:
             self._answers = TestAnswers()
             callbacks.append(self._answers)
-        if fits and not config.fast_dev_run:
-            self.run = self._run_folder()
+        if self.run is not None:
             self.save_config_kwargs["run"] = self.run
             kwargs["logger"] = run_loggers(config.logger, self.run, self._steps_before)
             added = [] if config.enable_checkpointing is False else [RunCheckpoint(runs.MONITOR[self.model.task])]
             callbacks += fit_callbacks(callbacks, self.run, added)
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
         if not fits:
-            kwargs |= {"logger": config.logger or False, "enable_checkpointing": False}
+            kwargs |= {"logger": not predicts and (config.logger or False), "enable_checkpointing": False}
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_by_torchrun(config))
             check_launch(trainer)
@@ -269,12 +278,12 @@ class VitclsCLI(LightningCLI):
         if self.subcommand == "predict":
             arguments["return_predictions"] = False  # the writer keeps them; memory stays flat
 
-    def _run_folder(self) -> Path:
+    def _run_folder(self, config: Namespace) -> Path:
         """The folder of this fit: that of the run it resumes, or a new one."""
         if self.checkpoint is not None and self.checkpoint.run is not None:
             return self.checkpoint.run
-        root = Path(self._chosen.trainer.default_root_dir).expanduser()
-        name = self._chosen.run_name
+        root = Path(config.trainer.default_root_dir).expanduser()
+        name = config.run_name
         if not is_first_process():
             return root / name  # nothing is written by the other processes
         if self._resumes and (root / name).is_dir():

@@ -16,6 +16,7 @@ SPLITS = "splits.json"
 METRICS = "metrics.json"
 THRESHOLDS = "thresholds.json"
 SESSIONS = "sessions.json"
+TRACKING = "tracking.json"  # the runs of W&B and MLflow that belong to the folder
 HISTORY = "metrics.csv"
 RANGE_TEST = "lr_find.png"  # the plot of --lr_find
 BEST = "best.ckpt"
@@ -70,7 +71,17 @@ def check_unused(folder: Path) -> None:
     Raises:
         UserError: names what is there.
     """
-    own = ("config*.yaml", "splits*.json", "hparams.yaml", SESSIONS, HISTORY, RANGE_TEST, "events.out.*", f".*{PART}")
+    own = (
+        "config*.yaml",
+        "splits*.json",
+        "hparams.yaml",
+        HISTORY,
+        SESSIONS,
+        TRACKING,
+        RANGE_TEST,
+        "events.out.tfevents.*",
+        f".*{PART}",
+    )
     others = sorted(file.name for file in folder.iterdir() if not any(file.match(pattern) for pattern in own))
     if others:
         raise UserError(
@@ -122,6 +133,16 @@ def read_sessions(run: Path) -> list[dict[str, Any]]:
 def read_splits(run: Path) -> dict[str, Any]:
     """The content of `splits.json`; empty where there is none."""
     return _read_json(run / SPLITS)
+
+
+def read_tracking(run: Path) -> dict[str, Any]:
+    """The content of `tracking.json`; empty where there is none."""
+    return _read_json(run / TRACKING)
+
+
+def write_tracking(run: Path, arguments: dict[str, dict[str, Any]]) -> None:
+    """Write `tracking.json`: of each logger by its class, the arguments with which it goes on with its run."""
+    write_text(run / TRACKING, json.dumps(arguments, indent=2) + "\n")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

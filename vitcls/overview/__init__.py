@@ -1,0 +1,1 @@
+"""A look at the runs that there are, without torch."""
