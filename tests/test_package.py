@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "vitcls").rglob("*.py"))
 # From the bottom up; a module imports from its own layer and those before it. vitcls/README.md draws this.
 LAYERS = (
     ("vitcls", "vitcls.errors", "vitcls.types", "vitcls.processes", "vitcls.runs", "vitcls.together"),
-    ("vitcls.data", "vitcls.metrics", "vitcls.optim"),
+    ("vitcls.data", "vitcls.metrics", "vitcls.optim", "vitcls.predictions"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
     ("vitcls.records", "vitcls.wording", "vitcls.trainer_options", "vitcls.checkpoint_options", "vitcls.rate_finding"),

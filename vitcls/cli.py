@@ -30,6 +30,7 @@ from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import Interrupted, LostProcessError, UserError
 from vitcls.metrics import MONITOR
 from vitcls.models.classifier import ViTClassifier
+from vitcls.predictions.options import add_options, options_of, refuse_elsewhere
 from vitcls.processes import is_first_process
 from vitcls.rate_finding import find_rate
 from vitcls.together import check_same, lost_process
@@ -49,7 +50,6 @@ from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
 
-DEFAULT_OUTPUT = "predictions.csv"
 SHARED_RUN = "Put the run folder (--trainer.default_root_dir) on a disk that all machines see, or copy it to each."
 PRINT_CONFIG = "--print_config"
 TRAINER_DEFAULTS = {
@@ -153,11 +153,9 @@ class VitclsCLI(LightningCLI):
             type=bool,
             default=False,
             help="fit: go on in the folder of that name from its last checkpoint, or start there where there is none: "
-            "so the same command takes up what was interrupted.",
+            "so the same command takes up what was interrupted. predict: go on with what is left beside --output.",
         )
-        parser.add_argument(
-            "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
-        )
+        add_options(parser)
 
     # -- words ------------------------------------------------------------------------------
 
@@ -192,8 +190,7 @@ class VitclsCLI(LightningCLI):
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if config[verb].lr_find and (verb != "fit" or self.checkpoint is not None):
             keep_found_rate(config[verb], self.checkpoint, defaults.get("model", {}))
-        if verb != "predict" and config[verb].output is not None:
-            raise UserError(f"--output belongs to predict; {verb} writes no such file.")
+        refuse_elsewhere(verb, config[verb])
         self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
         self.config = config
 
@@ -230,7 +227,7 @@ class VitclsCLI(LightningCLI):
             check_monitors(callbacks, self.model.task)
         predicts = self.subcommand == "predict"
         # Before those of a fit, of which one ends an interrupted training when only these have had their turn.
-        callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT) if predicts else BadImageCount())
+        callbacks.append(self._prediction_writer() if predicts else BadImageCount())
         callbacks.append(MemoryAdvice())
         if fits and not config.fast_dev_run:
             self.run = self._run_folder()
@@ -248,6 +245,19 @@ class VitclsCLI(LightningCLI):
         # How Trainer refuses its arguments, and what says how many processes there are.
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
+
+    def _prediction_writer(self) -> PredictionWriter:
+        """That of the options.
+
+        Raises:
+            SystemExit: with --resume there is nothing to go on with; 0.
+        """
+        options = options_of(self._chosen, self._resumes)
+        writer = PredictionWriter(options)
+        if writer.is_finished:
+            log.info("%s is finished; without --resume it would be made anew", options.output)
+            raise SystemExit(0)
+        return writer
 
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; never unpickle it."""

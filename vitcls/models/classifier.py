@@ -18,7 +18,7 @@ from vitcls.models.adapters import LoRA
 from vitcls.models.arguments import check_arguments, check_threshold_names
 from vitcls.models.building import build_network
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
-from vitcls.models.features import features_of, head_of, inputs_of_head
+from vitcls.models.features import embeddings_of_head, features_of, head_of, inputs_of_head
 from vitcls.models.input_size import at_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part, trains_part
 from vitcls.models.losses import Loss, check_loss, loss_of_training
@@ -41,7 +41,7 @@ from vitcls.optim import (
 )
 from vitcls.runs import RECORD
 from vitcls.together import failing_together
-from vitcls.types import Batch, Predictions, Task
+from vitcls.types import Asked, Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,7 @@ class ViTClassifier(OptimisedModule):
         self.figures_of_labels: dict[str, dict[str, dict[str, float]]] = {}  # stage -> figure -> label
         self._image_spec: ImageSpec | None = None
         self.network: Any = None
+        self.asked = Asked()  # of predict_step
         self._why_new_head = ""  # that nothing has trained yet
 
     # -- what the data asks for -------------------------------------------------------------
@@ -310,12 +311,13 @@ class ViTClassifier(OptimisedModule):
         self._measure("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
-        """The best classes of each image, at most five."""
+        """The best classes of each image, and what else is asked for."""
         labels = self.hparams["labels"]
-        logits = self._logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
+        with embeddings_of_head(self.network, self.asked.embeddings) as embeddings:
+            logits = self._logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
         tuned = self.figures_of_labels.get("val", {}).get("threshold", {})
         thresholds = thresholds_of(labels, tuned | (self.hparams["thresholds"] or {}))
-        return predictions_of(self.task, logits, thresholds, batch)
+        return predictions_of(self.task, logits, thresholds, batch, self.asked, embeddings())
 
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> Tensor:
         """The loss (mean over B) of a batch, taken into the figures of its stage."""
