@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,8 @@ class PredictionWriter(BasePredictionWriter):
         """Say what can be gone on with; leave nothing behind where that is nothing."""
         if self._part is None:
             return
-        self._part.close()
+        with suppress(OSError):  # of a disk that is full, which is what the exception says
+            self._part.close()
         if not trainer.is_global_zero:
             return
         done = len(self._parts.done())

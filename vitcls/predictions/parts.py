@@ -57,9 +57,10 @@ class Part:
         self._stream.write_batch(pa.record_batch(columns, schema=self._schema))
 
     def close(self) -> None:
-        """No more batches."""
-        self._stream.close()
-        self._sink.close()
+        """No more batches; a second time does nothing."""
+        if not self._sink.closed:
+            self._stream.close()
+            self._sink.close()
 
 
 class Parts:
