@@ -42,8 +42,10 @@ def images_at(place: str, image_column: str | None = None) -> Inputs:
         UserError: there are none.
     """
     path = Path(place).expanduser()
-    if path.exists() or not glob.has_magic(place):
-        files = [path] if path.suffix.lower() in SUFFIXES and path.is_file() else image_files(place)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        files = [path]
+    elif path.exists() or not glob.has_magic(place):
+        return FileImages(image_files(place))
     else:
         files = _matching(str(path))
     if not all(file.suffix.lower() in SUFFIXES for file in files):

@@ -124,7 +124,7 @@ class FileImages:
     looks at them gets a copy of its own.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path | str]) -> None:
         self._files = pa.array([os.fsencode(file) for file in files], pa.large_binary())
 
     def __len__(self) -> int:
