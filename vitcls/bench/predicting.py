@@ -25,7 +25,7 @@ from vitcls.data.datamodule import ImageDataModule
 from vitcls.data.inputs import images_at
 from vitcls.errors import check_range
 from vitcls.models.classifier import ViTClassifier
-from vitcls.models.network import from_architecture
+from vitcls.models.network import from_architecture, quiet_transformers
 from vitcls.predictions.options import DEFAULT_OUTPUT, PredictOptions
 from vitcls.trainer_options import with_progress_bar
 
@@ -93,8 +93,8 @@ def bench_predict(options: Namespace) -> dict[str, Any]:
     seed_everything(0, verbose=False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        checkpoint = options.checkpoint or _tiny(folder / "tiny")
         files = _photos(options, folder / "photos")
+        checkpoint = options.checkpoint or _tiny(folder / "tiny")
         rounds = _measured(_ways(options, checkpoint, files, folder), len(files), options.rounds)
     found = [_compared(way, rounds) for way in rounds]
     print("; ".join(f"{name} {value}" for name, value in machine(*_LIBRARIES).items()))
@@ -172,7 +172,8 @@ def _compared(way: str, speeds: dict[str, list[float]]) -> Predicting:
 
 
 def _tiny(folder: Path) -> str:
-    from_architecture(dict(TINY), [f"class_{i}" for i in range(_CLASSES)]).save_pretrained(folder)
+    with quiet_transformers():
+        from_architecture(dict(TINY), [f"class_{i}" for i in range(_CLASSES)]).save_pretrained(folder)
     ViTImageProcessor().save_pretrained(folder)
     return str(folder)
 

@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = frozenset(
 def image_files(path: str) -> list[str]:
     """The file itself, or every file below a folder that is named like an image, sorted by path.
 
-    Words and no Paths: of a million files, 100 MB instead of 800.
+    Words and no Paths: of a million files, 110 MB instead of 440.
 
     Raises:
         UserError: nothing there, no image in the folder, or a folder that cannot be looked into.

@@ -120,7 +120,7 @@ class TableImages:
 class FileImages:
     """Image files.
 
-    Their paths lie in one piece of memory: a million Python objects would be some 500 MB, of which each worker that
+    Their paths lie in one piece of memory: a million Path objects would be 440 MB, of which each worker that
     looks at them gets a copy of its own.
     """
 
