@@ -136,7 +136,19 @@ def left(vitcls, words, tmp_path, keeps_sigint):
 def test_without_resume_what_is_left_is_deleted_and_that_is_said(vitcls, left, whole, tmp_path):
     status, out, _ = vitcls(*left[:-1])
     assert status == 0
-    assert "is deleted; --resume true would have gone on" in out
+    assert "6 rows that an interrupted predict left" in out
+    assert "will be deleted; --resume true would go on" in out
+    assert (tmp_path / "out.csv").read_bytes() == whole
+
+
+def test_what_holds_no_row_is_nothing_to_go_on_with(vitcls, words, whole, tmp_path):
+    """Killed before its first batch: other options are no reason to refuse."""
+    parts = Parts(tmp_path / "out.csv")
+    parts.folder.mkdir()
+    parts.file(1, 0).write_bytes(b"")
+    status, out, err = vitcls(*words, "--output", tmp_path / "out.csv", "--resume=true")
+    assert status == 0, err
+    assert "interrupted" not in out
     assert (tmp_path / "out.csv").read_bytes() == whole
 
 

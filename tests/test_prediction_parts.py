@@ -1,11 +1,14 @@
 """What processes of a predict write meanwhile, and what it takes in memory to make one file of it."""
 
+import json
 import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from vitcls.callbacks import PredictionWriter, predictions
 from vitcls.predictions.formats import FORMATS
@@ -94,6 +97,26 @@ def test_the_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(predictions, "_AT_ONCE", 100)
     peaks = [peak(tmp_path / f"{rows}{suffix}", rows) for rows in (600, 600, 2400)]  # the first warms up
     assert peaks[2] < 1.2 * peaks[1]
+
+
+class IndicesKept(Callback):
+    """Writes down how many indices of images Lightning still has after a predict."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_predict_end(self, trainer, pl_module) -> None:
+        (loader,) = trainer.predict_loop._combined_loader.flattened
+        batches = loader.batch_sampler.seen_batch_indices
+        self.file.write_text(f"{len(batches)} {sum(map(len, batches))}")
+
+
+def test_lightning_does_not_keep_the_indices_of_all_images(vitcls, trained, colours, tmp_path):
+    callback = {"class_path": f"{__name__}.IndicesKept", "init_args": {"file": str(tmp_path / "kept")}}
+    words = ["--data.predict", colours / "test", "--data.num_workers=0", "--data.eval_batch_size=7"]
+    words += ["--output", tmp_path / "o.csv", "--trainer.callbacks+", json.dumps(callback)]
+    assert vitcls("predict", "--ckpt_path", trained, *words)[0] == 0
+    assert (tmp_path / "kept").read_text() == "3 0"
 
 
 def peak(output, rows: int) -> int:

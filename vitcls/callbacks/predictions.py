@@ -73,12 +73,17 @@ class PredictionWriter(BasePredictionWriter):
                 "leave it out, or save them as files."
             )
         pl_module.asked = self._options.asked  # type: ignore[assignment]
-        if self._options.resumes:
+        done = self._parts.done()
+        if len(done) and self._options.resumes:
             self._attempt = self._parts.attempt()
-            done = self._parts.done()
             trainer.datamodule.predicted = done  # type: ignore[attr-defined]
-            if len(done):
-                log.info("%d of them are done already", len(done))
+            log.info("%d of them are done already", len(done))
+        elif len(done):
+            log.info(
+                "%d rows that an interrupted predict left in %s will be deleted; --resume true would go on with them",
+                len(done),
+                self._parts.folder,
+            )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights are known: refuse what does not fit them.
@@ -108,6 +113,7 @@ class PredictionWriter(BasePredictionWriter):
         with failing_together():
             if trainer.is_global_zero:
                 self._make_folder()
+        self._parts.folder.mkdir(exist_ok=True)  # is there, unless this machine has a disk of its own; told below
         self._part = Part(self._parts.file(self._attempt, trainer.global_rank), self._shape)
         trainer.strategy.barrier("parts")
         with failing_together():
@@ -115,11 +121,7 @@ class PredictionWriter(BasePredictionWriter):
                 self._check_parts(trainer.world_size)
 
     def _make_folder(self) -> None:
-        if self._attempt == 1 and self._parts.folder.is_dir():
-            log.info(
-                "what an interrupted predict left in %s is deleted; --resume true would have gone on with it",
-                self._parts.folder,
-            )
+        if self._attempt == 1:
             self._parts.remove()
         with self._written():
             self._parts.folder.mkdir(exist_ok=True)
@@ -163,8 +165,6 @@ class PredictionWriter(BasePredictionWriter):
             return
         with suppress(OSError):  # of a disk that is full, which is what the exception says
             self._part.close()
-        if not trainer.is_global_zero:
-            return
         done = len(self._parts.done())
         if done:
             log.info("%d of %d rows are kept; the same command with --resume true goes on", done, len(self._images))
