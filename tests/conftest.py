@@ -146,6 +146,16 @@ def fit_words(tiny_vit, colours, tmp_path) -> list[str]:
     return ["fit", *(f"--{key}={value}" for key, value in options.items())]
 
 
+@pytest.fixture(scope="session")
+def trained(tiny_vit, colours, tmp_path_factory) -> Path:
+    """The run folder of a short fit; for reading only."""
+    root = tmp_path_factory.mktemp("trained")
+    words = ["--model.lr=3e-3", "--data.num_workers=0", "--trainer.max_epochs=4", "--trainer.accelerator=cpu"]
+    words += [f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", f"--model.checkpoint={tiny_vit}", f"--data.dataset={colours}", *words]) == 0
+    return root / "run"
+
+
 @pytest.fixture
 def keeps_sigint():
     """Lightning leaves SIGINT ignored after an interrupted training."""

@@ -78,6 +78,22 @@ class KillOnce(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SignalPrediction(Callback):
+    """Sends this process a signal before a batch of predict, and notes how many batches came.
+
+    Args:
+        number: of the signal; 0: none.
+        batch: which.
+    """
+
+    def __init__(self, number: int, batch: int) -> None:
+        self.number, self.batch = number, batch
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == self.batch:
+            os.kill(os.getpid(), self.number)
+
+
 class KeepWrites(Callback):
     """Notes the files and folders that this process makes, from its start to the end of the training."""
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import draw_split, embed
 from vitcls.__main__ import main
-from vitcls.bench import training
+from vitcls.bench import predicting, training
 from vitcls.bench.checking import Checking, time_checking
 from vitcls.bench.loading import Difference, Timing, _difference, _timing, readable_photos
 from vitcls.bench.memory import memory_of
@@ -221,6 +221,9 @@ def test_the_bare_loop_takes_the_steps_of_fit(monkeypatch):
         (["data", "--data.batch_size=3"], "There is no option --data.batch_size"),
         (["data", "--images=0"], "--images is 0; it must be at least 1."),
         (["data", "--rounds=many"], "--rounds is 'many'; it must be a whole number."),
+        (["predict", "--batch_size=0"], "--batch_size is 0; it must be at least 1."),
+        (["predict", "--precision=16"], "--precision is '16'; it must be 32-true or bf16-mixed."),
+        (["predict", "--predict=nowhere"], "There is no file or folder 'nowhere'"),
         (["data", "--output=nowhere/b.json"], "is in a folder that does not exist"),
     ],
 )
@@ -229,7 +232,16 @@ def test_mistakes_are_sentences(refuses, words, part):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--help"], ["data", "--help"], ["memory", "--help"], ["check", "--help"], ["train", "--help"]]
+    "words",
+    [
+        [],
+        ["--help"],
+        ["data", "--help"],
+        ["memory", "--help"],
+        ["check", "--help"],
+        ["train", "--help"],
+        ["predict", "--help"],
+    ],
 )
 def test_help_names_what_can_be_measured(vitcls, words):
     status, out, _ = vitcls("bench", *words)
@@ -248,6 +260,27 @@ def test_a_head_on_features_is_measured_against_one_on_images(vitcls, colours, t
     assert [way["views"] for way in ways] == [0, 1, 2]
     assert ways[0]["share"] == 1
     assert all(len(way["seconds"]) == len(way["figure"]) == 2 for way in ways)
+
+
+@pytest.mark.parametrize("photos", ["drawn", "named"])
+def test_the_speed_of_predict_is_told_and_written(vitcls, colours, trained, tmp_path, photos):
+    words = ["--images=6", "--batch_size=4", "--rounds=3", "--num_workers=0", "--checkpoint", trained / "model"]
+    words += ["--predict", colours / "test"] if photos == "named" else ["--precision=bf16-mixed"]
+    status, out, err = vitcls("bench", "predict", *words, "--output", tmp_path / "b.json")
+    assert status == 0, err
+    assert out.count("6 rows in") == 5  # one to make the network, one to warm up
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["images"] == 6
+    ways = {way["way"]: way for way in report["ways"]}
+    assert list(ways) == ["predict", "transformers.pipeline", "forward pass"]
+    for way in ways.values():
+        ratios = [ours / its for ours, its in zip(ways["predict"]["speeds"], way["speeds"], strict=True)]
+        assert way["times"] == sorted(ratios)[1]
+
+
+def test_the_network_that_is_drawn_can_be_predicted_with(vitcls, monkeypatch):
+    monkeypatch.setattr(predicting, "TINY", {**predicting.TINY, "num_hidden_layers": 1})
+    assert vitcls("bench", "predict", "--images=2", "--rounds=1", "--num_workers=0")[0] == 0
 
 
 def test_no_views_are_refused(refuses):

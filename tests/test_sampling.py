@@ -6,7 +6,7 @@ from math import ceil
 import numpy as np
 import pytest
 
-from vitcls.data.sampling import Draw, SharedEvenly, TrainSampler
+from vitcls.data.sampling import Draw, InOrder, SharedEvenly, TrainSampler
 from vitcls.errors import UserError
 
 PROCESSES = (1, 2, 3, 4, 7)
@@ -135,3 +135,32 @@ def test_the_draws_of_an_epoch_are_made_one_by_one():
     tracemalloc.stop()
     assert (type(first.position), type(first.seed)) == (int, int)
     assert held < 40 * rows
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_in_order_every_row_that_is_not_done_comes_exactly_once(processes):
+    for rows in range(processes, 30):
+        for many in {0, 1, rows // 2, rows - 1, rows}:
+            done = np.sort(np.random.default_rng(rows).permutation(rows)[:many])
+            own = [list(InOrder(rows, done, processes, rank)) for rank in range(processes)]
+            assert [len(InOrder(rows, done, processes, rank)) for rank in range(processes)] == list(map(len, own))
+            assert all(taken == sorted(taken) and taken for taken in own)  # no process has nothing to do
+            taken = Counter(row for rows_of_one in own for row in rows_of_one)
+            again = set(taken) & set(done.tolist())
+            assert set(taken) - again == set(range(rows)) - set(done.tolist())
+            assert set(taken.values()) == {1}
+            assert len(again) == max(0, processes - (rows - many))
+
+
+def test_in_order_is_without_done_rows_what_it_is_with_none():
+    for rank in range(3):
+        assert (
+            list(InOrder(10, None, 3, rank))
+            == list(InOrder(10, np.empty(0, np.int64), 3, rank))
+            == list(range(rank, 10, 3))
+        )
+
+
+def test_in_order_of_fewer_rows_than_processes_is_refused():
+    with pytest.raises(UserError, match="2 images cannot be shared among 3 processes"):
+        InOrder(2, None, 3, 0)

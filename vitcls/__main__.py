@@ -17,12 +17,12 @@ VERBS = {
     "fit": "train a classifier, validate it each epoch, keep the best",
     "validate": "measure a run or checkpoint on its validation data",
     "test": "measure a run or checkpoint on its test data, to be read once",
-    "predict": "classify image files, one row of a CSV for each",
+    "predict": "classify image files, one row of a CSV, JSON-lines or parquet file for each",
     "report": "make the page of a run again, or compare several runs",
     "runs": "list the runs there are: data, model, figures, size, age",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
-    "bench": "measure here how fast images load, what rows cost in memory, what check and fit cost",
+    "bench": "measure here how fast images load, what rows cost in memory, what check, fit and predict cost",
 }
 FAILED = 1  # exit status where another process of the training is gone
 MISTAKE = 2  # exit status of a user's mistake, as of any command line with unknown words

@@ -17,13 +17,15 @@ log = logging.getLogger(__name__)
 
 
 def run_to_resume(verb: str, said: Namespace) -> str | None:
-    """The folder that --resume goes on in; None where nothing has been saved there yet.
+    """The folder that --resume of a fit goes on in, None where nothing was saved there yet; of predict, --ckpt_path.
 
     Raises:
-        UserError: it is no fit, or --ckpt_path names another.
+        UserError: it is neither of them, or --ckpt_path names another.
     """
+    if verb == "predict":
+        return said.ckpt_path
     if verb != "fit":
-        raise UserError(f"--resume belongs to fit; {verb} trains nothing.")
+        raise UserError(f"--resume belongs to fit and predict; {verb} is done at once.")
     if said.ckpt_path is not None:
         raise UserError("--resume finds the checkpoint by --run_name; leave --ckpt_path out, or --resume.")
     folder = Path(said.trainer.default_root_dir).expanduser() / said.run_name

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitcls import answers, checkpoints, records, runs, sessions, tracking
+from vitcls.attached import attach_report
 from vitcls.callbacks import BadImageCount, MemoryAdvice, PredictionWriter, RunCheckpoint, TestAnswers, check_monitors
 from vitcls.checkpoint_options import (
     check_model_is_named,
@@ -29,6 +30,7 @@ from vitcls.checkpoint_options import (
 from vitcls.data.datamodule import ImageDataModule
 from vitcls.errors import Interrupted, LostProcessError, UserError
 from vitcls.models.classifier import ViTClassifier
+from vitcls.predictions.options import add_options, options_of, refuse_elsewhere
 from vitcls.processes import is_first_process
 from vitcls.rate_finding import find_rate
 from vitcls.report.command import write_report
@@ -49,7 +51,6 @@ from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
 
-DEFAULT_OUTPUT = "predictions.csv"
 SHARED_RUN = "Put the run folder (--trainer.default_root_dir) on a disk that all machines see, or copy it to each."
 PRINT_CONFIG = "--print_config"
 TRAINER_DEFAULTS = {
@@ -157,7 +158,7 @@ class VitclsCLI(LightningCLI):
             type=bool,
             default=False,
             help="fit: go on in the folder of that name from its last checkpoint, or start there where there is none: "
-            "so the same command takes up what was interrupted.",
+            "so the same command takes up what was interrupted. predict: go on with what is left beside --output.",
         )
         parser.add_argument(
             "--report",
@@ -165,9 +166,7 @@ class VitclsCLI(LightningCLI):
             default=True,
             help="fit and test: at the end ask the model about whole splits and write report/index.html.",
         )
-        parser.add_argument(
-            "--output", type=str | None, default=None, help=f"predict: CSV file to write (default: {DEFAULT_OUTPUT})."
-        )
+        add_options(parser)
 
     # -- words ------------------------------------------------------------------------------
 
@@ -202,8 +201,7 @@ class VitclsCLI(LightningCLI):
             config[verb].ckpt_path = None  # what is saved as config.yaml starts a run, not a resume
         if config[verb].lr_find and (verb != "fit" or self.checkpoint is not None):
             keep_found_rate(config[verb], self.checkpoint, defaults.get("model", {}))
-        if verb != "predict" and config[verb].output is not None:
-            raise UserError(f"--output belongs to predict; {verb} writes no such file.")
+        refuse_elsewhere(verb, config[verb])
         self._resumes, config[verb].resume = config[verb].resume, False  # also in config.yaml
         self.config = config
 
@@ -249,7 +247,7 @@ class VitclsCLI(LightningCLI):
             check_monitors(callbacks, self.model.task)
         predicts = self.subcommand == "predict"
         # Before those of a fit, of which one ends an interrupted training when only these have had their turn.
-        callbacks.append(PredictionWriter(self._chosen.output or DEFAULT_OUTPUT) if predicts else BadImageCount())
+        callbacks.append(self._prediction_writer() if predicts else BadImageCount())
         callbacks.append(MemoryAdvice())
         if self.subcommand == "test" and self._chosen.report and self.checkpoint is not None and self.checkpoint.run:
             self._answers = TestAnswers()
@@ -269,6 +267,19 @@ class VitclsCLI(LightningCLI):
         # How Trainer refuses its arguments, and what says how many processes there are.
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
+
+    def _prediction_writer(self) -> PredictionWriter:
+        """That of the options.
+
+        Raises:
+            SystemExit: with --resume there is nothing to go on with; 0.
+        """
+        options = options_of(self._chosen, self._resumes)
+        writer = PredictionWriter(options)
+        if writer.is_finished:
+            log.info("%s is finished; without --resume it would be made anew", options.output)
+            raise SystemExit(0)
+        return writer
 
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; never unpickle it."""
@@ -327,8 +338,13 @@ class VitclsCLI(LightningCLI):
             sessions.write_end(self.run, self.trainer)
             if self._chosen.report and model is not None:
                 answers.keep_after_fit(self.run, model, self.datamodule, self.trainer)
-                write_report(self.run)
+                self._report_on(self.run)
             log.info("run folder: %s", self.run)
+
+    def _report_on(self, run: Path) -> None:
+        """Write the report, and hand its figures to what keeps the learning curves."""
+        page = write_report(run)
+        attach_report(self.trainer.loggers, page.parent, self.trainer.global_step or self._steps_before)
 
     def after_test(self) -> None:
         """Keep the test figures with the run, if the whole test set was measured."""
@@ -342,7 +358,7 @@ class VitclsCLI(LightningCLI):
             if kept and self._answers is not None:
                 found = self._answers.ids, self._answers.logits
                 answers.keep_after_test(self.checkpoint.run, self.model, split, found)
-                write_report(self.checkpoint.run)
+                self._report_on(self.checkpoint.run)
 
 
 def run_verb(words: list[str]) -> int:

@@ -74,6 +74,23 @@ class Batch(TypedDict):
     bad: list[BadImage]
 
 
+class Asked(NamedTuple):
+    """What a predict step is asked for, of each image.
+
+    Attributes:
+        top: T, how many of the best classes; all where there are fewer.
+        scores: whether the probabilities of all classes.
+        embeddings: whether the features that the head is given.
+    """
+
+    top: int = TOP
+    scores: bool = False
+    embeddings: bool = False
+
+
+PLAIN = Asked()
+
+
 class Predictions(TypedDict):
     """What a predict step gives.
 
@@ -82,6 +99,8 @@ class Predictions(TypedDict):
         scores: (B, T) float32 probabilities in 0..1, best first.
         classes: (B, T) int64 class indices, best first.
         present: (B, K) bool, multilabel only: the classes whose probability reaches their threshold.
+        probabilities: (B, K) float32 in 0..1 of all classes, if asked for.
+        embeddings: (B, F) float32, what the head is given, if asked for; of several views their mean.
         bad: the images of the batch that could not be decoded.
     """
 
@@ -89,4 +108,6 @@ class Predictions(TypedDict):
     scores: Tensor
     classes: Tensor
     present: Tensor | None
+    probabilities: Tensor | None
+    embeddings: Tensor | None
     bad: list[BadImage]

@@ -5,6 +5,7 @@ memory  what the metadata of many rows costs the main process and each that deco
 probe   a head that trains on features computed once, against one that trains on the images of each epoch
 check   what reading images for `check` costs, against decoding them alone
 train   images a second of `fit`, against a bare PyTorch loop
+predict images a second of `predict`, against transformers' pipeline and the bare forward pass
 """
 
 import json
@@ -17,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from vitcls.bench.checking import bench_check, check_parser
 from vitcls.bench.memory import bench_memory, memory_parser
+from vitcls.bench.predicting import bench_predict, predict_parser
 from vitcls.bench.probing import bench_probe, probe_parser
 from vitcls.bench.speeds import bench_data, data_parser
 from vitcls.bench.training import bench_train, train_parser
@@ -35,6 +37,7 @@ MEASURED = {
     "check": _Bench(check_parser, bench_check),
     "probe": _Bench(probe_parser, bench_probe),
     "train": _Bench(train_parser, bench_train),
+    "predict": _Bench(predict_parser, bench_predict),
 }
 _COUNTS = ("images", "rounds", "size")
 

@@ -25,6 +25,7 @@ from vitcls.data.rows import TableImages
 from vitcls.data.splits import Split
 from vitcls.errors import UserError, listing, suggestion
 from vitcls.models.classifier import ViTClassifier
+from vitcls.predictions.options import OPTIONS
 from vitcls.runs import DEFAULT_ROOT
 from vitcls.trainer_options import QUIET
 from vitcls.wording import PARSER_OPTIONS, parsed
@@ -61,7 +62,15 @@ class CheckCLI(LightningCLI):
             default="",
             help=f"end with status 1 if one of these is found: {listing(PROBLEMS)}.",
         )
-        for name in ("ckpt_path", "weights_only", "lr_find", "resume", "report"):  # stand in the config.yaml of a run
+        others = (name for name in OPTIONS if name != "output")
+        for name in (
+            "ckpt_path",
+            "weights_only",
+            "lr_find",
+            "resume",
+            "report",
+            *others,
+        ):  # stand in the config.yaml of a run
             parser.add_argument(f"--{name}", type=Any, default=None, help="not for check.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from vitcls.data.arguments import check_arguments, check_features
 from vitcls.data.asked import Classifier
@@ -35,8 +35,8 @@ from vitcls.data.loaders import ResumableLoader, TimedLoader, image_loader, work
 from vitcls.data.mixing import BatchMixer, mixer_of
 from vitcls.data.preprocess import ImageSpec, Resize
 from vitcls.data.roles import Roles, RowChoice
-from vitcls.data.rows import ImageRows, Images
-from vitcls.data.sampling import Draw, SharedEvenly, check_enough
+from vitcls.data.rows import ImageRows, Images, Inputs
+from vitcls.data.sampling import Draw, InOrder, SharedEvenly
 from vitcls.data.seeding import run_seed
 from vitcls.data.splits import Split
 from vitcls.data.streamed import StreamedSplit
@@ -189,7 +189,8 @@ class ImageDataModule(LightningDataModule):
         self.splits: dict[str, Split | StreamedSplit] = {}
         self._ready: dict[str, Split | StreamedSplit] = {}  # whose images are at hand below
         self._images: dict[str, Images] = {}
-        self.predict_images: Images | None = None
+        self.predict_images: Inputs | None = None
+        self.predicted: NDArray[np.int64] | None = None  # positions that a predict need not come to again
         self._train_loader: ResumableLoader | None = None
         self._interrupted: dict[str, int] | None = None
 
@@ -303,15 +304,11 @@ class ImageDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """The files of `predict`, in the order of their paths."""
+        """The files of `predict`, in the order of their paths, without those that are predicted already."""
         assert self.predict_images is not None
         rows = ImageRows(self.predict_images, self._eval_transform)
-        sampler: DistributedSampler | None = None
-        if self._attached.world_size > 1:
-            check_enough(len(rows), self._attached.world_size)
-            sampler = UnrepeatedDistributedSampler(
-                rows, self._attached.world_size, self._attached.global_rank, shuffle=False
-            )
+        processes, rank = self._attached.world_size, self._attached.global_rank
+        sampler = InOrder(len(rows), self.predicted, processes, rank)
         return self._loader(rows, batch_size=self._eval_batch_size, sampler=sampler)
 
     def example_pixels(self, count: int) -> Tensor:

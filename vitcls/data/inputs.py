@@ -8,14 +8,14 @@ import numpy as np
 
 from vitcls.data import columns
 from vitcls.data.files import image_files
-from vitcls.data.rows import FileImages, Images, TableImages
+from vitcls.data.rows import FileImages, Inputs, TableImages
 from vitcls.data.sources import DatasetSource
 from vitcls.data.splits import Split
 from vitcls.data.tables import SUFFIXES, TableSource
 from vitcls.errors import UserError
 
 
-def images_to_predict(place: str | None, dataset: str | None, split: str, image_column: str | None) -> Images:
+def images_to_predict(place: str | None, dataset: str | None, split: str, image_column: str | None) -> Inputs:
     """What ImageDataModule's `predict`, `predict_dataset` and `predict_split` name.
 
     Raises:
@@ -35,15 +35,17 @@ def images_to_predict(place: str | None, dataset: str | None, split: str, image_
     return images_at(place, image_column)
 
 
-def images_at(place: str, image_column: str | None = None) -> Images:
+def images_at(place: str, image_column: str | None = None) -> Inputs:
     """The images of a file, of a folder with its sub-folders, of a table, or of a pattern of files or tables.
 
     Raises:
         UserError: there are none.
     """
     path = Path(place).expanduser()
-    if path.exists() or not glob.has_magic(place):
-        files = [path] if path.suffix.lower() in SUFFIXES and path.is_file() else image_files(place)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        files = [path]
+    elif path.exists() or not glob.has_magic(place):
+        return FileImages(image_files(place))
     else:
         files = _matching(str(path))
     if not all(file.suffix.lower() in SUFFIXES for file in files):
@@ -52,7 +54,7 @@ def images_at(place: str, image_column: str | None = None) -> Images:
     return _images_of(datasets.concatenate_datasets(tables), place)
 
 
-def images_of_dataset(name: str, split: str, image_column: str | None) -> Images:
+def images_of_dataset(name: str, split: str, image_column: str | None) -> Inputs:
     """The images of a dataset's split; labels, if it has some, are not read.
 
     Raises:

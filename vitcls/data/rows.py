@@ -1,11 +1,15 @@
 """Rows of a split as training, evaluation and prediction take them."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -41,6 +45,17 @@ class Images(Protocol):
 
     def id(self, position: int) -> int:
         """The row in its source."""
+
+
+class Inputs(Images, Protocol):
+    """What predict takes."""
+
+    @property
+    def are_files(self) -> bool:
+        """Whether each is a file of its own, whose path is its name."""
+
+    def digest(self) -> str:
+        """Of the names, and of what lies in a table how long it is: others have another one. Pixels are not read."""
 
 
 class TableImages:
@@ -82,6 +97,25 @@ class TableImages:
         """The row of the table."""
         return int(self._split.rows[position])
 
+    @property
+    def are_files(self) -> bool:
+        """Whether no row holds bytes, and all are known by their paths."""
+        inside = (chunk.field("bytes") for chunk in self._chunks())
+        return self._files_have_names and all(column.null_count == len(column) for column in inside)
+
+    def digest(self) -> str:
+        """Of the paths, and of how many bytes each row holds."""
+        digest = hashlib.sha256(self._split.name.encode())
+        for chunk in self._chunks():
+            digest.update(repr(pc.binary_length(chunk.field("bytes")).to_pylist()).encode())
+            digest.update(repr(chunk.field("path").to_pylist()).encode())
+        return digest.hexdigest()
+
+    def _chunks(self) -> Iterator[Any]:
+        """The column of images, some rows at a time; a chunk's field is a view, so that no image is copied."""
+        for batch in self._table.with_format("arrow").iter(1000):
+            yield from batch[self._split.image_column].chunks
+
 
 def names_of_images(split: Split, positions: NDArray[np.int64]) -> list[str]:
     """What `TableImages(split, files_have_names=True)` calls the images at some positions; no image is read."""
@@ -102,17 +136,21 @@ def _name(path: str | None, stored: bool, row: int, split: Split) -> str:
 
 
 class FileImages:
-    """Image files."""
+    """Image files.
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
+    Their paths lie in one piece of memory: a million Path objects would be 440 MB, of which each worker that
+    looks at them gets a copy of its own.
+    """
+
+    def __init__(self, files: Sequence[Path | str]) -> None:
+        self._files = pa.array([os.fsencode(file) for file in files], pa.large_binary())
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, position: int) -> bytes:
         """The file's bytes."""
-        return self._files[position].read_bytes()
+        return Path(self.name(position)).read_bytes()
 
     def pixels(self, position: int) -> Pixels:
         """Decoded."""
@@ -120,11 +158,23 @@ class FileImages:
 
     def name(self, position: int) -> str:
         """The path."""
-        return str(self._files[position])
+        return os.fsdecode(self._files[position].as_py())
 
     def id(self, position: int) -> int:
         """The place in the list."""
         return position
+
+    @property
+    def are_files(self) -> bool:
+        """They are."""
+        return True
+
+    def digest(self) -> str:
+        """Of the paths."""
+        digest = hashlib.sha256()
+        for position in range(len(self)):
+            digest.update(os.fsencode(self.name(position)) + b"\0")
+        return digest.hexdigest()
 
 
 class ImageRows(Dataset[Sample | BadImage]):

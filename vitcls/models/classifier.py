@@ -19,7 +19,7 @@ from vitcls.models.adapters import LoRA
 from vitcls.models.arguments import check_arguments, check_threshold_names
 from vitcls.models.building import build_network
 from vitcls.models.distillation import Distill, Distilling, check_distill, distilling
-from vitcls.models.features import features_of, head_of, inputs_of_head
+from vitcls.models.features import embeddings_of_head, features_of, head_of, inputs_of_head
 from vitcls.models.input_size import at_size, size_words
 from vitcls.models.kept import check_frozen_part, check_trained_part, frozen_digest, trained_part, trains_part
 from vitcls.models.losses import Loss, check_loss, loss_of_training
@@ -41,7 +41,7 @@ from vitcls.optim import (
     parameter_groups,
 )
 from vitcls.together import failing_together
-from vitcls.types import Batch, Predictions, Task
+from vitcls.types import Asked, Batch, Predictions, Task
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,7 @@ class ViTClassifier(OptimisedModule):
         self._found_temperature = 1.0  # by the last validation
         self._image_spec: ImageSpec | None = None
         self.network: Any = None
+        self.asked = Asked()  # of predict_step
         self._why_new_head = ""  # that nothing has trained yet
 
     # -- what the data asks for -------------------------------------------------------------
@@ -325,11 +326,12 @@ class ViTClassifier(OptimisedModule):
         return self._measure("test", batch)[1]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
-        """The best classes of each image, at most five."""
+        """The best classes of each image, and what else is asked for."""
         labels = self.hparams["labels"]
-        logits = self.logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
+        with embeddings_of_head(self.network, self.asked.embeddings) as embeddings:
+            logits = self.logits(batch["pixel_values"]) if len(batch["ids"]) else torch.empty(0, len(labels))
         thresholds = thresholds_of(labels, self.thresholds)
-        return predictions_of(self.task, logits / self.temperature, thresholds, batch)
+        return predictions_of(self.task, logits / self.temperature, thresholds, batch, self.asked, embeddings())
 
     def _measure(self, stage: Literal["train", "val", "test"], batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss (mean over B) of a batch, taken into the figures of its stage, and its logits (B, K)."""

@@ -1,6 +1,6 @@
 """What the head of a network takes: the features of an image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,35 @@ def inputs_of_head(network: Any) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def embeddings_of_head(network: Any, wanted: bool) -> Iterator[Callable[[], Tensor | None]]:
+    """Around the forwards of a batch, one for each view: what gives the mean of their features, (B, F) float32.
+
+    Args:
+        network: as in `inputs_of_head`.
+        wanted: not: nothing is collected, and it gives None, as where there was no forward.
+    """
+    if not wanted:
+        yield lambda: None
+        return
+    with inputs_of_head(network) as views:
+        yield lambda: torch.stack(views).float().mean(0) if views else None
+
+
+def check_embeddings(network: Any) -> None:
+    """Refuse a network whose features are not what one head is given.
+
+    Raises:
+        UserError: it has several heads.
+    """
+    heads = heads_of(network)
+    if len(heads) != 1:
+        raise UserError(
+            f"The network has {len(heads)} heads ({listing(heads)}), each with features of its own, so that there is "
+            "no one embedding of an image; leave --embeddings out."
+        )
 
 
 def feature_width(network: Any) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 
 from vitcls.metrics import THRESHOLD
-from vitcls.types import TOP, Batch, Predictions, Task
+from vitcls.types import PLAIN, Asked, Batch, Predictions, Task
 
 
 def loss_of(task: Task, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -50,16 +50,37 @@ def thresholds_of(labels: Sequence[str], chosen: Mapping[str, float]) -> Tensor:
     return torch.tensor([chosen.get(label, THRESHOLD) for label in labels], dtype=torch.float64)
 
 
-def predictions_of(task: Task, logits: Tensor, thresholds: Tensor, batch: Batch) -> Predictions:
-    """The best classes of each image, at most five; multilabel: also all that reach their threshold.
+def probabilities_of(task: Task, logits: Tensor) -> Tensor:
+    """Logits (B, K) float32 -> probabilities (B, K) in 0..1; multiclass: those of an image add up to 1."""
+    return logits.softmax(-1) if task == "multiclass" else logits.sigmoid()
+
+
+def predictions_of(
+    task: Task,
+    logits: Tensor,
+    thresholds: Tensor,
+    batch: Batch,
+    asked: Asked = PLAIN,
+    embeddings: Tensor | None = None,
+) -> Predictions:
+    """The best classes of each image; multilabel: also all that reach their threshold.
 
     Args:
         task: multiclass: the probabilities of an image add up to 1.
         logits: (B, K) float32.
         thresholds: (K,) float64 in 0..1, on the CPU.
         batch: the images.
+        asked: how many classes, and what else.
+        embeddings: (B, F) float32, where they are asked for.
     """
-    probabilities = logits.softmax(-1) if task == "multiclass" else logits.sigmoid()
-    best = probabilities.topk(min(TOP, logits.shape[-1]))
-    present = probabilities.cpu().double() >= thresholds if task == "multilabel" else None
-    return Predictions(ids=batch["ids"], scores=best.values, classes=best.indices, present=present, bad=batch["bad"])
+    probabilities = probabilities_of(task, logits)
+    best = probabilities.topk(min(asked.top, logits.shape[-1]))
+    return Predictions(
+        ids=batch["ids"],
+        scores=best.values,
+        classes=best.indices,
+        present=probabilities.cpu().double() >= thresholds if task == "multilabel" else None,
+        probabilities=probabilities if asked.scores else None,
+        embeddings=embeddings,
+        bad=batch["bad"],
+    )

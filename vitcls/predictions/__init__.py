@@ -1,0 +1,1 @@
+"""What predict writes: which rows, in which formats, how an interrupted one goes on, links by label."""
