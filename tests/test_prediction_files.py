@@ -37,6 +37,7 @@ def predict(vitcls, trained, photos, tmp_path):
 
     def run(*words: object, output: str = "out.csv", images=photos):
         place = ("--data.predict", images, "--output", tmp_path / output, "--data.num_workers=0")
+        place = (*place, "--model.temperature=1")  # as plain transformers
         status, out, err = vitcls("predict", "--ckpt_path", trained, *place, *words)
         assert status == 0, err
         return tmp_path / output, out
