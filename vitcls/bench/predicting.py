@@ -199,8 +199,9 @@ def _table(found: list[Predicting], options: Namespace, images: int) -> Table:
     table = Table(
         title=f"{images} images, batches of {options.batch_size}, {options.precision}, {options.rounds} rounds in turn"
     )
-    for heading in ("way", "images a second: median", "least", "most", "predict is times as fast: median"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    table.add_column("way", no_wrap=True)
+    for heading in ("images a second: median", "least", "most", "predict is times as fast: median"):
+        table.add_column(heading, justify="right")
     for one in found:
         spread = (statistics.median(one.speeds), min(one.speeds), max(one.speeds))
         table.add_row(one.way, *(f"{value:.1f}" for value in spread), f"{one.times:.3f}")

@@ -21,7 +21,7 @@ from vitcls.predictions.parts import Part, Parts
 from vitcls.predictions.record import check_record, digest_of, keep_record
 from vitcls.predictions.rows import Row, Shape, shape_of
 from vitcls.predictions.sorting import check_folder, sort_into
-from vitcls.together import failing_together
+from vitcls.together import check_same, failing_together
 from vitcls.types import Batch, Predictions
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,9 @@ class PredictionWriter(BasePredictionWriter):
             )
         pl_module.asked = self._options.asked  # type: ignore[assignment]
         done = self._parts.done()
+        check_same(
+            "What an interrupted predict left", f"{len(done)} rows", "Put --output on a disk that all of them see."
+        )
         if len(done) and self._options.resumes:
             self._attempt = self._parts.attempt()
             trainer.datamodule.predicted = done  # type: ignore[attr-defined]
@@ -176,7 +179,8 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the output of the parts of all processes, and then the links."""
         assert self._part is not None
-        self._part.close()
+        with self._written():
+            self._part.close()
         trainer.strategy.barrier("predictions")
         with failing_together():
             if trainer.is_global_zero:
