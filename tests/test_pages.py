@@ -103,7 +103,7 @@ OUTSIDE = """() => [...document.querySelectorAll('main *')].filter(e => {
   return box.width && (box.right > innerWidth + 1 || box.left < -1);
 }).map(e => e.outerHTML.slice(0, 120))"""
 OVERLAPS = """() => { const found = [];
-  for (const parent of document.querySelectorAll('main, section, dl, ul.sheet, li, .numbers')) {
+  for (const parent of document.querySelectorAll('main, section, div:not(.scroll), dl, ul, li')) {
     const boxes = [...parent.children].filter(e => !['inline', 'contents'].includes(getComputedStyle(e).display))
       .map(e => [e, e.getBoundingClientRect()]).filter(([, b]) => b.width && b.height);
     for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
