@@ -44,7 +44,7 @@ def pages(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     two = random_outputs(images=80, classes=2, labels=[LONG, "b"])
     many = random_outputs(
-        images=900, classes=101, labels=[f"{LONG} {c}" if c % 9 == 0 else f"c {c}" for c in range(101)]
+        images=300, classes=101, labels=[f"{LONG} {c}" if c % 9 == 0 else f"c {c}" for c in range(101)]
     )
     several = random_outputs("multilabel", images=80, classes=6, temperature=1.0)
     found = {}
