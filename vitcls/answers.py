@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import simplejpeg
@@ -51,6 +51,7 @@ def keep_after_fit(run: Path, model: ViTClassifier, datamodule: ImageDataModule,
     """
     written = runs.read_metrics(run)["validation"]
     about = {name: written[name] for name in ("checkpoint", "epoch", "step")}
+    model = cast(ViTClassifier, trainer.precision_plugin.convert_module(model))  # bf16-true takes no float32 weights
     model.to(trainer.strategy.root_device).eval()
     for role in ("validation", "train"):
         split = datamodule.splits[role]

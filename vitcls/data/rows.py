@@ -118,14 +118,13 @@ class TableImages:
 
 
 def names_of_images(split: Split, positions: NDArray[np.int64]) -> list[str]:
-    """What `TableImages(split, files_have_names=True)` calls the images at some positions; no image is read."""
-    rows = split.rows[positions]
-    column = split.table.select_columns([split.image_column]).select(rows).with_format("arrow")
-    names: list[tuple[str | None, bool]] = []
+    """What `TableImages(split, files_have_names=True)` calls the images at some positions; no image is copied."""
+    column = split.table.select_columns([split.image_column]).with_format("arrow")
+    known: list[tuple[str | None, bool]] = []
     for batch in column.iter(1000):
-        for chunk in batch[split.image_column].chunks:  # a chunk's field is a view: no image is copied
-            names += zip(chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist(), strict=True)
-    return [_name(path, stored, row, split) for (path, stored), row in zip(names, rows.tolist(), strict=True)]
+        for chunk in batch[split.image_column].chunks:  # a chunk's field is a view
+            known += zip(chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist(), strict=True)
+    return [_name(path, stored, row, split) for row in split.rows[positions].tolist() for path, stored in [known[row]]]
 
 
 def _name(path: str | None, stored: bool, row: int, split: Split) -> str:
