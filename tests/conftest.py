@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 
@@ -140,6 +141,31 @@ def fit_words(tiny_vit, colours, tmp_path) -> list[str]:
         "trainer.enable_progress_bar": "false",
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items())]
+
+
+@pytest.fixture(scope="session")
+def _trained_before() -> dict[tuple[str, ...], Path]:
+    """The runs that `trained` has made, by their words; copies, which no test changes."""
+    return {}
+
+
+@pytest.fixture
+def trained(vitcls, fit_words, tmp_path, tmp_path_factory, _trained_before) -> Callable[..., Path]:
+    """The run folder of `fit_words` and more, below tmp_path/runs; the same words are trained only once, then copied.
+
+    For tests of what can be done with a run. Its config.yaml names the place of the first.
+    """
+
+    def run(*words: str) -> Path:
+        place = tmp_path / "runs" / "run"
+        if words in _trained_before:
+            return Path(shutil.copytree(_trained_before[words], place))
+        status, _, err = vitcls(*fit_words, *words)
+        assert status == 0, err
+        _trained_before[words] = Path(shutil.copytree(place, tmp_path_factory.mktemp("trained") / "run"))
+        return place
+
+    return run
 
 
 @pytest.fixture
