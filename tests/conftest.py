@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 
@@ -147,13 +148,38 @@ def fit_words(tiny_vit, colours, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_vit, colours, tmp_path_factory) -> Path:
+def trained_run(tiny_vit, colours, tmp_path_factory) -> Path:
     """The run folder of a short fit; for reading only."""
     root = tmp_path_factory.mktemp("trained")
     words = ["--model.lr=3e-3", "--data.num_workers=0", "--trainer.max_epochs=4", "--trainer.accelerator=cpu"]
-    words += [f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false"]
+    words += [f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false", "--report=false"]
     assert main(["fit", f"--model.checkpoint={tiny_vit}", f"--data.dataset={colours}", *words]) == 0
     return root / "run"
+
+
+@pytest.fixture(scope="session")
+def _trained_before() -> dict[tuple[str, ...], Path]:
+    """The runs that `trained` has made, by their words; copies, which no test changes."""
+    return {}
+
+
+@pytest.fixture
+def trained(vitcls, fit_words, tmp_path, tmp_path_factory, _trained_before) -> Callable[..., Path]:
+    """The run folder of `fit_words` and more, below tmp_path/runs; the same words are trained only once, then copied.
+
+    For tests of what can be done with a run. Its config.yaml names the place of the first.
+    """
+
+    def run(*words: str) -> Path:
+        place = tmp_path / "runs" / "run"
+        if words in _trained_before:
+            return Path(shutil.copytree(_trained_before[words], place))
+        status, _, err = vitcls(*fit_words, *words)
+        assert status == 0, err
+        _trained_before[words] = Path(shutil.copytree(place, tmp_path_factory.mktemp("trained") / "run"))
+        return place
+
+    return run
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ def test_an_exit_is_told_with_its_status(status):
 
 
 def test_workers_that_are_started_anew_take_notes_as_well():
-    assert "was killed by SIGKILL at 7.jpg." in sentence(Deadly(7, "SIGKILL"), multiprocessing_context="spawn")
+    spawned = {"workers": 1, "multiprocessing_context": "spawn"}  # each takes seconds to import everything
+    assert "was killed by SIGKILL at 7.jpg." in sentence(Deadly(7, "SIGKILL"), **spawned)
 
 
 def hand_over(to: Connection) -> None:

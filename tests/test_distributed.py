@@ -1,4 +1,4 @@
-"""Two real processes on the CPU."""
+"""Two real processes on the CPU; forked where a launcher is not the point, for to import everything takes seconds."""
 
 import csv
 import json
@@ -7,22 +7,29 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
 
 from tests.conftest import CLASSES, embed
+from tests.killing import in_two_children
 
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
-def finish(command: list[str], status: int = 0, environment: Mapping[str, str] = {}) -> str:
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+def finish(command: list[str], status: int = 0) -> str:
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=220, env=settings)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
+
+
+def finish_forked(words: list[object], log: Path) -> str:
+    assert in_two_children(words, log) == 0, log.read_text()
+    return log.read_text()
 
 
 def figures(out: str) -> dict[str, float]:
@@ -35,7 +42,7 @@ def test_two_processes_count_31_images_once(vitcls, fit_words, tmp_path):
     words = ["validate", "--ckpt_path", str(tmp_path / "runs" / "run"), "--data.validation_split=train"]
     words += ["--data.eval_limit=31", "--data.eval_batch_size=8"]
     one = figures(vitcls(*words)[1])
-    two = figures(finish([sys.executable, "-m", "vitcls", *words, *TWO]))
+    two = figures(finish_forked([*words, "--trainer.accelerator=cpu"], tmp_path / "log.txt"))
     assert one["val/accuracy"] == two["val/accuracy"]
     assert one["val/macro_accuracy"] == pytest.approx(two["val/macro_accuracy"], abs=1e-6)
     assert one["val/loss"] == pytest.approx(two["val/loss"], abs=1e-5)
@@ -61,7 +68,7 @@ def test_two_processes_with_two_workers_each_train_on_a_stream(fit_words, tmp_pa
     for shard in ("train-00000-of-00002", "train-00001-of-00002"):
         embed(colours / "train", tmp_path / "data" / f"{shard}.parquet", list(CLASSES))
     words = [f"--data.dataset={tmp_path / 'data'}", "--data.streaming=true", "--data.num_workers=2"]
-    finish([sys.executable, "-m", "vitcls", *fit_words, *words, *TWO])
+    finish_forked([*fit_words, *words], tmp_path / "log.txt")
     with (tmp_path / "runs" / "run" / "metrics.csv").open(newline="") as file:
         last = max(int(float(row["step"])) for row in csv.DictReader(file))
     assert last == 7  # 120 images in batches of 2 x 16 make 4 steps an epoch
@@ -76,7 +83,9 @@ def test_ctrl_c_in_one_process_ends_both_after_the_same_batch(fit_words, tmp_pat
     assert torch.load(tmp_path / "runs" / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-def test_two_processes_share_a_validation_split_a_cache_and_the_count_of_bad_images(fit_words, tmp_path, colours):
+def test_two_processes_share_a_validation_split_a_cache_and_the_count_of_bad_images(
+    fit_words, tmp_path, colours, monkeypatch
+):
     """The splits are opened before `setup`, to fetch them once, and are the same objects there."""
     folder = tmp_path / "photos"
     for split, source in (("train", "train"), ("validation", "test")):
@@ -84,10 +93,8 @@ def test_two_processes_share_a_validation_split_a_cache_and_the_count_of_bad_ima
         bad = folder / split / "green" / "003.jpg"
         bad.write_bytes(bad.read_bytes()[:400])
     words = [f"--data.dataset={folder}", "--data.on_bad_image=skip", "--data.max_bad_fraction=0.1", "--data.cache=raw"]
-    cache = {"HF_DATASETS_CACHE": str(tmp_path / "hf")}
-    out = finish(
-        [sys.executable, "-m", "vitcls", *fit_words, *words, "--trainer.max_epochs=1", *TWO], environment=cache
-    )
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    out = finish_forked([*fit_words, *words, "--trainer.max_epochs=1"], tmp_path / "log.txt")
     with (tmp_path / "runs" / "run" / "metrics.csv").open(newline="") as file:
         counts = [row["val/bad_images"] for row in csv.DictReader(file) if row["val/bad_images"]]
     assert [float(count) for count in counts] == [1]

@@ -1,14 +1,12 @@
 """A user's mistake is one readable sentence that says what was found, what is valid and what to do."""
 
-import subprocess
-import sys
-
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import draw_split
+from vitcls.errors import UserError
 
 
 @pytest.fixture
@@ -163,12 +161,8 @@ def test_a_test_set_that_is_not_there(vitcls, refuses, fit_words, tmp_path):
     assert "no split 'exam'" in told
 
 
-def test_a_traceback_is_there_for_those_who_ask(fit_words):
-    done = subprocess.run(
-        [sys.executable, "-m", "vitcls", "fit", "--model.lr=-1"],
-        capture_output=True,
-        text=True,
-        env={"VITCLS_TRACEBACK": "1", "PATH": ""},
-        timeout=100,
-    )
-    assert "Traceback" in done.stderr
+def test_a_traceback_is_there_for_those_who_ask(vitcls, monkeypatch):
+    """What leaves `main` is told by Python, with its traceback."""
+    monkeypatch.setenv("VITCLS_TRACEBACK", "1")
+    with pytest.raises(UserError, match=r"lr is -1"):
+        vitcls("fit", "--model.lr=-1", "--model.checkpoint=x", "--data.dataset=digits")

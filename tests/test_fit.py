@@ -47,17 +47,16 @@ def test_the_saved_config_trains_the_same_model_again(vitcls, fit_words, tmp_pat
     assert (first / "splits.json").read_text() == (second / "splits.json").read_text()
 
 
-def test_splits_are_disjoint_stratified_and_recorded(vitcls, fit_words, tmp_path):
-    vitcls(*fit_words)
-    record = json.loads((tmp_path / "runs" / "run" / "splits.json").read_text())
+def test_splits_are_disjoint_stratified_and_recorded(trained):
+    run = trained()
+    record = json.loads((run / "splits.json").read_text())
     train, validation = record["train"]["rows"], record["validation"]["rows"]
     assert sorted(train + validation) == list(range(60))
     assert np.bincount(np.array(validation) // 20).tolist() == [2, 2, 2]  # the rows stand class by class
 
 
-def test_validate_alone_gives_the_best_figures_of_fit_to_the_last_digit(vitcls, fit_words, tmp_path, kind):
-    vitcls(*fit_words, *kind, "--trainer.precision=bf16-mixed")
-    run = tmp_path / "runs" / "run"
+def test_validate_alone_gives_the_best_figures_of_fit_to_the_last_digit(vitcls, trained, kind):
+    run = trained(*kind, "--trainer.precision=bf16-mixed")
     status, out, _ = vitcls("validate", "--ckpt_path", run, "--trainer.accelerator=cpu")
     assert status == 0
     logged = val_figures(run)
@@ -65,9 +64,8 @@ def test_validate_alone_gives_the_best_figures_of_fit_to_the_last_digit(vitcls, 
         assert f"{logged[name]}" in out, (name, out)
 
 
-def test_plain_transformers_and_peft_give_the_validation_accuracy(vitcls, fit_words, tmp_path, colours, kind):
-    vitcls(*fit_words, *kind)
-    run = tmp_path / "runs" / "run"
+def test_plain_transformers_and_peft_give_the_validation_accuracy(trained, colours, kind):
+    run = trained(*kind)
     config = AutoConfig.from_pretrained(run / "model")
     processor = AutoImageProcessor.from_pretrained(run / "model")
     if (run / "model" / "adapter_config.json").exists():
@@ -90,9 +88,8 @@ def test_plain_transformers_and_peft_give_the_validation_accuracy(vitcls, fit_wo
     )
 
 
-def test_a_model_folder_that_gives_other_logits_is_noticed(vitcls, fit_words, tmp_path):
-    vitcls(*fit_words)
-    run = tmp_path / "runs" / "run"
+def test_a_model_folder_that_gives_other_logits_is_noticed(trained):
+    run = trained()
     model = ViTClassifier.load_from_checkpoint(run / "best.ckpt", weights_only=True)
     pixels = torch.randn(2, 3, 32, 32)
     assert reload_difference(model, run / "model", pixels) == 0
@@ -108,20 +105,20 @@ def test_a_difference_after_reloading_is_an_error(fit_words, monkeypatch):
         main(fit_words)
 
 
-def test_an_adapter_checkpoint_holds_the_trained_part_only(vitcls, fit_words, tmp_path):
-    vitcls(*fit_words, *LORA)
-    state = torch.load(tmp_path / "runs" / "run" / "best.ckpt", weights_only=True)["state_dict"]
+def test_an_adapter_checkpoint_holds_the_trained_part_only(trained):
+    run = trained(*LORA)
+    state = torch.load(run / "best.ckpt", weights_only=True)["state_dict"]
     assert all("lora_" in name or "classifier" in name for name in state)
     assert not any("original_module" in name for name in state)
 
 
-def test_an_adapter_on_other_base_weights_is_refused(vitcls, refuses, fit_words, tmp_path, tiny_vit):
-    vitcls(*fit_words, *LORA)
+def test_an_adapter_on_other_base_weights_is_refused(refuses, trained, tmp_path, tiny_vit):
+    run = trained(*LORA)
     other = AutoModelForImageClassification.from_pretrained(tiny_vit)
     torch.nn.init.normal_(next(other.parameters()))
     other.save_pretrained(tmp_path / "other")
     AutoImageProcessor.from_pretrained(tiny_vit).save_pretrained(tmp_path / "other")
-    told = refuses("validate", "--ckpt_path", tmp_path / "runs" / "run", "--model.checkpoint", tmp_path / "other")
+    told = refuses("validate", "--ckpt_path", run, "--model.checkpoint", tmp_path / "other")
     assert "are not those that this run was trained on" in told
 
 
@@ -173,9 +170,8 @@ def test_resuming_goes_on_in_the_same_folder_with_the_same_curve(vitcls, fit_wor
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
 
 
-def test_what_the_user_says_on_resuming_beats_the_checkpoint(vitcls, fit_words, tmp_path):
-    vitcls(*fit_words)
-    run = tmp_path / "runs" / "run"
+def test_what_the_user_says_on_resuming_beats_the_checkpoint(vitcls, trained):
+    run = trained()
     words = ("--trainer.max_epochs=4", "--model.lr=5e-4", "--model.weight_decay=0.2", "--model.schedule=constant")
     assert vitcls("fit", "--ckpt_path", run, *words)[0] == 0
     matrices, vectors = torch.load(run / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
@@ -207,9 +203,9 @@ def test_a_moved_run_keeps_its_best_when_it_is_resumed(vitcls, fit_words, tmp_pa
     assert val_figures(moved) == best
 
 
-def test_nothing_left_to_train_is_said(vitcls, refuses, fit_words, tmp_path):
-    vitcls(*fit_words)
-    assert "Nothing was trained" in refuses("fit", "--ckpt_path", tmp_path / "runs" / "run")
+def test_nothing_left_to_train_is_said(refuses, trained):
+    run = trained()
+    assert "Nothing was trained" in refuses("fit", "--ckpt_path", run)
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
@@ -260,9 +256,8 @@ def test_a_fit_that_does_not_start_leaves_no_folder(refuses, fit_words, tmp_path
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_test_figures_stand_beside_the_validation_figures_and_reads_are_counted(vitcls, fit_words, tmp_path):
-    vitcls(*fit_words)
-    run = tmp_path / "runs" / "run"
+def test_test_figures_stand_beside_the_validation_figures_and_reads_are_counted(vitcls, trained):
+    run = trained()
     vitcls("test", "--ckpt_path", run)
     test = runs.read_metrics(run)["test"]
     assert (test["images"], test["reads"], test["checkpoint"]) == (21, 1, "best.ckpt")
@@ -272,25 +267,23 @@ def test_test_figures_stand_beside_the_validation_figures_and_reads_are_counted(
     assert val_figures(run)["checkpoint"] == "best.ckpt"
 
 
-def test_a_test_folder_given_now_replaces_the_data_of_then(vitcls, fit_words, tmp_path, colours):
-    vitcls(*fit_words)
-    status, out, _ = vitcls("test", "--ckpt_path", tmp_path / "runs" / "run", "--data.test_dir", colours / "train")
+def test_a_test_folder_given_now_replaces_the_data_of_then(vitcls, trained, colours):
+    run = trained()
+    status, out, _ = vitcls("test", "--ckpt_path", run, "--data.test_dir", colours / "train")
     assert status == 0
     assert "test: 60 images, 3 of 3 classes" in out
 
 
-def test_a_checkpoint_moved_out_of_its_run_still_validates(vitcls, fit_words, tmp_path):
-    vitcls(*fit_words, *LORA, "--trainer.precision=bf16-mixed")
-    run = tmp_path / "runs" / "run"
+def test_a_checkpoint_moved_out_of_its_run_still_validates(vitcls, trained, tmp_path):
+    run = trained(*LORA, "--trainer.precision=bf16-mixed")
     (run / "best.ckpt").rename(tmp_path / "alone.ckpt")
     status, out, _ = vitcls("validate", "--ckpt_path", tmp_path / "alone.ckpt")
     assert status == 0
     assert f"{val_figures(run)['val/loss']}" in out
 
 
-def test_a_fine_tuned_model_validates_without_training(vitcls, fit_words, tmp_path, colours):
-    vitcls(*fit_words)
-    run = tmp_path / "runs" / "run"
+def test_a_fine_tuned_model_validates_without_training(vitcls, trained, colours):
+    run = trained()
     words = ("--model.checkpoint", run / "model", "--data.dataset", colours)
     status, out, _ = vitcls("validate", *words)
     assert status == 0

@@ -98,7 +98,8 @@ def test_two_processes_have_the_figures_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(measure_share, (port, case, str(tmp_path)), nprocs=2)
+    # Forked, for to import everything takes seconds.
+    torch.multiprocessing.start_processes(measure_share, (port, case, str(tmp_path)), nprocs=2, start_method="fork")
     alone = StageMetrics("multilabel", 5, "val")
     alone.update(torch.tensor(0.5), *map(torch.from_numpy, case))
     of_labels = alone.take_of_labels([str(k) for k in range(5)])

@@ -23,10 +23,10 @@ def photos(colours, tmp_path):
 
 
 @pytest.fixture
-def words(trained, photos, tmp_path):
+def words(trained_run, photos, tmp_path):
     """Of a predict in batches of two, without --output."""
     quiet = ("--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")
-    return ["predict", "--ckpt_path", trained, "--data.predict", photos, "--data.eval_batch_size=2", *quiet]
+    return ["predict", "--ckpt_path", trained_run, "--data.predict", photos, "--data.eval_batch_size=2", *quiet]
 
 
 @pytest.fixture
@@ -152,17 +152,17 @@ def test_what_holds_no_row_is_nothing_to_go_on_with(vitcls, words, whole, tmp_pa
     assert (tmp_path / "out.csv").read_bytes() == whole
 
 
-def test_other_options_images_and_models_are_refused(refuses, vitcls, trained, left, photos, tmp_path):
+def test_other_options_images_and_models_are_refused(refuses, vitcls, trained_run, left, photos, tmp_path):
     before = Parts(tmp_path / "out.csv").done().tolist()
     assert "it is of other --top_k." in refuses(*left, "--top_k=1")
     assert "it is of other --scores." in refuses(*left, "--scores=all")
     assert "it is of other --embeddings." in refuses(*left, "--embeddings=true")
     assert "it is of other views (--data.tta)." in refuses(*left, "--data.tta=flip")
     assert "it is of other classes." in refuses(*left, f"--model.labels=[{','.join('abc')}]")
-    content = torch.load(trained / "best.ckpt", weights_only=True)
+    content = torch.load(trained_run / "best.ckpt", weights_only=True)
     content["state_dict"]["network.classifier.bias"] += 1
     torch.save(content, tmp_path / "other.ckpt")
-    other = [tmp_path / "other.ckpt" if word == trained else word for word in left]
+    other = [tmp_path / "other.ckpt" if word == trained_run else word for word in left]
     assert "it is of other weights (--ckpt_path)." in refuses(*other)
     (photos / "02a.jpg").write_bytes((photos / "02.jpg").read_bytes())
     assert "it is of other images (--data.predict)." in refuses(*left)

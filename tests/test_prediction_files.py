@@ -32,13 +32,13 @@ def photos(colours, tmp_path_factory):
 
 
 @pytest.fixture
-def predict(vitcls, trained, photos, tmp_path):
+def predict(vitcls, trained_run, photos, tmp_path):
     """Predict the photos into a file: its path, and what was said."""
 
     def run(*words: object, output: str = "out.csv", images=photos):
         place = ("--data.predict", images, "--output", tmp_path / output, "--data.num_workers=0")
         place = (*place, "--model.temperature=1")  # as plain transformers
-        status, out, err = vitcls("predict", "--ckpt_path", trained, *place, *words)
+        status, out, err = vitcls("predict", "--ckpt_path", trained_run, *place, *words)
         assert status == 0, err
         return tmp_path / output, out
 
@@ -46,10 +46,10 @@ def predict(vitcls, trained, photos, tmp_path):
 
 
 @pytest.fixture
-def truth(trained, photos):
+def truth(trained_run, photos):
     """(4, 3) probabilities and (4, 32) embeddings, by plain transformers, of what can be read."""
-    network = AutoModelForImageClassification.from_pretrained(trained / "model").eval()
-    spec = spec_of_checkpoint(str(trained / "model"))
+    network = AutoModelForImageClassification.from_pretrained(trained_run / "model").eval()
+    spec = spec_of_checkpoint(str(trained_run / "model"))
     images = FileImages(sorted(file for file in photos.iterdir() if file.name != "m.jpg"))
     pixels = [torch.from_numpy(images.pixels(i)).permute(2, 0, 1) for i in range(len(images))]
     batch = spec.normalise(torch.stack([spec.eval_transform(image) for image in pixels]))
@@ -135,19 +135,19 @@ def test_json_lines_still_name_the_class_below_the_score(predict):
         (["--output=out.xlsx"], "--output 'out.xlsx' must end in .csv, .jsonl, .parquet."),
     ],
 )
-def test_mistakes_are_sentences(refuses, trained, photos, words, part):
-    assert part in refuses("predict", "--ckpt_path", trained, "--data.predict", photos, *words)
+def test_mistakes_are_sentences(refuses, trained_run, photos, words, part):
+    assert part in refuses("predict", "--ckpt_path", trained_run, "--data.predict", photos, *words)
 
 
 @pytest.mark.parametrize("word", ["--scores=all", "--top_k=2", "--embeddings=true", "--abstain=.5", "--sort_into=x"])
-def test_other_verbs_refuse_the_options_of_predict(refuses, trained, word):
-    told = refuses("validate", "--ckpt_path", trained, word)
+def test_other_verbs_refuse_the_options_of_predict(refuses, trained_run, word):
+    told = refuses("validate", "--ckpt_path", trained_run, word)
     assert f"{word.partition('=')[0]} belongs to predict; validate writes no predictions." in told
 
 
-def test_a_class_called_unknown_is_not_confused(refuses, trained, photos, tmp_path):
+def test_a_class_called_unknown_is_not_confused(refuses, trained_run, photos, tmp_path):
     words = ("--model.labels=[a, b, unknown]", "--abstain=0.5", f"--output={tmp_path}/o.csv")
-    told = refuses("predict", "--ckpt_path", trained, "--data.predict", photos, *words)
+    told = refuses("predict", "--ckpt_path", trained_run, "--data.predict", photos, *words)
     assert "the model has a class of that name" in told
     assert not list(tmp_path.iterdir())
 

@@ -13,9 +13,8 @@ from vitcls import runs
 
 
 @pytest.fixture
-def run(vitcls, fit_words, tmp_path):
-    assert vitcls(*fit_words)[0] == 0
-    return tmp_path / "runs" / "run"
+def run(trained):
+    return trained()
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])

@@ -70,11 +70,11 @@ def test_no_label_leads_out_of_the_folder():
 
 
 @pytest.fixture
-def words(trained, colours, tmp_path):
+def words(trained_run, colours, tmp_path):
     shutil.copytree(colours / "test", tmp_path / "photos")  # files of one name in three folders
     (tmp_path / "photos" / "bad.jpg").write_bytes(b"")
     words = ["--data.predict", tmp_path / "photos", "--data.num_workers=0"]
-    return ["predict", "--ckpt_path", trained, *words, "--output", tmp_path / "o.csv"]
+    return ["predict", "--ckpt_path", trained_run, *words, "--output", tmp_path / "o.csv"]
 
 
 def test_the_links_are_those_of_the_rows(vitcls, refuses, words, tmp_path):

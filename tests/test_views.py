@@ -17,10 +17,9 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @pytest.fixture
-def run(vitcls, fit_words, tmp_path):
+def run(trained):
     """A fully trained tiny ViT, whose `model/` stands on its own."""
-    assert vitcls(*fit_words, "--model.adapter=null", "--trainer.max_epochs=6", "--model.lr=3e-3")[0] == 0
-    return tmp_path / "runs" / "run"
+    return trained("--model.adapter=null", "--trainer.max_epochs=6", "--model.lr=3e-3")
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
