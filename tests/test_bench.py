@@ -263,8 +263,8 @@ def test_a_head_on_features_is_measured_against_one_on_images(vitcls, colours, t
 
 
 @pytest.mark.parametrize("photos", ["drawn", "named"])
-def test_the_speed_of_predict_is_told_and_written(vitcls, colours, trained, tmp_path, photos):
-    words = ["--images=6", "--batch_size=4", "--rounds=3", "--num_workers=0", "--checkpoint", trained / "model"]
+def test_the_speed_of_predict_is_told_and_written(vitcls, colours, trained_run, tmp_path, photos):
+    words = ["--images=6", "--batch_size=4", "--rounds=3", "--num_workers=0", "--checkpoint", trained_run / "model"]
     words += ["--predict", colours / "test"] if photos == "named" else ["--precision=bf16-mixed"]
     status, out, err = vitcls("bench", "predict", *words, "--output", tmp_path / "b.json")
     assert status == 0, err

@@ -111,11 +111,11 @@ class IndicesKept(Callback):
         self.file.write_text(f"{len(batches)} {sum(map(len, batches))}")
 
 
-def test_lightning_does_not_keep_the_indices_of_all_images(vitcls, trained, colours, tmp_path):
+def test_lightning_does_not_keep_the_indices_of_all_images(vitcls, trained_run, colours, tmp_path):
     callback = {"class_path": f"{__name__}.IndicesKept", "init_args": {"file": str(tmp_path / "kept")}}
     words = ["--data.predict", colours / "test", "--data.num_workers=0", "--data.eval_batch_size=7"]
     words += ["--output", tmp_path / "o.csv", "--trainer.callbacks+", json.dumps(callback)]
-    assert vitcls("predict", "--ckpt_path", trained, *words)[0] == 0
+    assert vitcls("predict", "--ckpt_path", trained_run, *words)[0] == 0
     assert (tmp_path / "kept").read_text() == "3 0"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import multilabel_options
+from tests.killing import in_two_children
 from tests.test_outputs import outputs_of, random_outputs
 from vitcls.__main__ import main
 from vitcls.outputs import read_outputs, write_outputs
@@ -265,3 +266,28 @@ def test_comparisons_that_make_no_sense_are_refused(refuses, tmp_path):
     assert "named twice" in refuses("report", a, a)
     c = made_up(tmp_path / "c", np.arange(100) > 9)
     assert "is the folder of a run" in refuses("report", a, c, "--output", c)
+
+
+# -- several processes ----------------------------------------------------------------------
+
+
+def test_two_processes_answer_as_one(fit_words, vitcls, tmp_path):
+    words = [word for word in fit_words if not word.startswith("--report")]
+    log = tmp_path / "log.txt"
+    assert in_two_children([*words, "--trainer.max_epochs=1"], log) == 0, log.read_text()
+    run = tmp_path / "runs" / "run"
+    splits = json.loads((run / "splits.json").read_text())
+    for role in ("train", "validation"):
+        assert read_outputs(run, role).ids.tolist() == splits[role]["rows"]
+    alone = shutil.copytree(run, tmp_path / "alone")
+    words = ["--data.eval_limit=20", "--data.eval_batch_size=3", "--trainer.accelerator=cpu"]
+    test = ["test", "--ckpt_path", run, *words, "--trainer.enable_progress_bar=false"]
+    assert in_two_children(test, log) == 0, log.read_text()
+    assert vitcls("test", "--ckpt_path", alone, *words, "--report=true")[0] == 0
+    one, two = read_outputs(alone, "test"), read_outputs(run, "test")
+    assert two.ids.tolist() == one.ids.tolist()
+    assert len(two) == 20
+    np.testing.assert_allclose(two.logits, one.logits, atol=1e-5)
+    reports = [json.loads((folder / "report" / "metrics.json").read_text())["test"] for folder in (alone, run)]
+    assert reports[1]["accuracy"] == reports[0]["accuracy"]
+    assert reports[1]["log_loss"] == pytest.approx(reports[0]["log_loss"], abs=1e-6)
