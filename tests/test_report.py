@@ -67,6 +67,15 @@ def test_the_answers_are_those_of_the_kept_weights(trained):
         assert read_outputs(trained / "run", role).ids.tolist() == splits[role]["rows"]
 
 
+def test_a_test_answers_all_rows_however_many(trained, vitcls, tmp_path, monkeypatch):
+    """After a fit only so many are asked about, and what was not asked is not unreadable."""
+    monkeypatch.setattr("vitcls.answers.ASKED", 5)
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    assert vitcls("test", "--ckpt_path", run, "--report=true", "--trainer.enable_progress_bar=false")[0] == 0
+    about = read_outputs(run, "test").about
+    assert (about["asked"], about["rows"], about["unreadable"]) == (21, 21, 0)
+
+
 def test_files_and_targets_belong_together(trained):
     outputs = read_outputs(trained / "run", "test")
     assert len(outputs) == 21
