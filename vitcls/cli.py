@@ -343,7 +343,11 @@ class VitclsCLI(LightningCLI):
 
     def _report_on(self, run: Path) -> None:
         """Write the report, and hand its figures to what keeps the learning curves."""
-        page = write_report(run)
+        try:
+            page = write_report(run)
+        except UserError as error:  # of files beside what was trained or measured, which is kept
+            log.warning("there is no report: %s", error)
+            return
         attach_report(self.trainer.loggers, page.parent, self.trainer.global_step or self._steps_before)
 
     def after_test(self) -> None:

@@ -28,11 +28,12 @@ def learning_curves(curves: Mapping[str, Curve], monitor: str, kept_step: int | 
 
     Args:
         curves: by name.
-        monitor: such as `val/accuracy`.
+        monitor: such as `val/accuracy`; of `val/loss`, or of none, accuracy is shown beside the loss.
         kept_step: of the weights that were kept, drawn as a line.
     """
     figure = Figure((9, 3.2))
-    shown = ["loss", monitor.partition("/")[2]] if monitor != "val/loss" else ["loss", "accuracy"]
+    chosen_by = monitor.partition("/")[2]
+    shown = ["loss", chosen_by if chosen_by not in ("", "loss") else "accuracy"]
     for axes, name in zip(figure.subplots(1, 2), shown, strict=True):
         for stage, role in (("train", "train"), ("val", "validation")):
             points = curves.get(f"{stage}/{name}", [])
