@@ -188,6 +188,20 @@ def test_how_it_was_trained_is_there(trained):
     assert session["machine"]["torch"] in page_of(trained / "run")
 
 
+def test_the_time_of_a_killed_training_is_not_that_until_its_end(vitcls, fit_words, tmp_path):
+    """It was killed after its last step; a resume, whenever that is, writes the rest of the folder."""
+    words = [*fit_words, "--trainer.max_epochs=1", "--resume=true"]
+    assert vitcls(*words)[0] == 0
+    run = tmp_path / "runs" / "run"
+    shutil.rmtree(run / "model")
+    (killed,) = json.loads((run / "sessions.json").read_text())
+    killed = {name: killed[name] for name in ("started", "command", "machine")}
+    (run / "sessions.json").write_text(json.dumps([killed]))
+    assert vitcls(*words)[0] == 0
+    assert (run / "model").is_dir()
+    assert json.loads((run / "sessions.json").read_text()) == [killed]
+
+
 def test_without_a_report_nothing_of_it_is_written(vitcls, fit_words, tmp_path):
     assert vitcls(*fit_words, "--trainer.max_epochs=1")[0] == 0
     assert vitcls("test", "--ckpt_path", tmp_path / "runs" / "run", "--report=false")[0] == 0

@@ -335,7 +335,8 @@ class VitclsCLI(LightningCLI):
             )
         if self.trainer.is_global_zero:
             model = records.write_end(self.run, self.datamodule)
-            sessions.write_end(self.run, self.trainer)
+            if not nothing_trained:  # else the entry is of a training that was killed, whose time nobody knows
+                sessions.write_end(self.run, self.trainer)
             if self._chosen.report and model is not None:
                 answers.keep_after_fit(self.run, model, self.datamodule, self.trainer)
                 self._report_on(self.run)
