@@ -1,6 +1,5 @@
 """What is told of a run folder without opening a checkpoint."""
 
-import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +110,9 @@ def _read_metrics(metrics: dict[str, Any], found: RunSummary) -> None:
     validation, test = metrics.get("validation", {}), metrics.get("test", {})
     if not found.model or found.monitor not in validation:
         # A soup has no configuration. Multilabel figures have an accuracy as well, the others no map.
-        found.monitor = next((name for name in reversed(runs.MONITOR.values()) if name in validation), found.monitor)
+        found.monitor = next(
+            (name for name in reversed(list(runs.MONITOR.values())) if name in validation), found.monitor
+        )
     found.validation = _figure(validation.get(found.monitor))
     found.test = _figure(test.get(found.monitor.replace("val/", "test/")))
     found.test_reads = int(_figure(test.get("reads")) or 0)
@@ -130,8 +131,7 @@ def _read_history(folder: Path, config: dict[str, Any], found: RunSummary) -> No
     """How far an unfinished run has come: the epochs that were validated, and the best figure."""
     found.state, found.note = UNFINISHED, "unfinished, not validated yet"
     try:
-        with (folder / runs.HISTORY).open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row.get(found.monitor)]
+        rows = [row for row in runs.read_history(folder / runs.HISTORY) if row.get(found.monitor)]
         best = min if _choice(config, "multiclass").mode == "min" else max
         found.validation = best(float(row[found.monitor]) for row in rows)
         epochs = int(rows[-1]["epoch"]) + 1

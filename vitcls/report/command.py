@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from vitcls import runs
 from vitcls.errors import UserError
 from vitcls.wording import PARSER_OPTIONS, parsed
 
@@ -25,9 +26,9 @@ def write_report(run: Path) -> Path:
         UserError: it has saved nothing to report on, or the report cannot be written.
     """
     from vitcls.report.content import read_content  # scikit-learn and matplotlib take seconds, which --help must not
-    from vitcls.report.page import REPORT, write_page
+    from vitcls.report.page import write_page
 
-    with _writing(run / REPORT):
+    with _writing(run / runs.REPORT):
         page = write_page(read_content(run))
     log.info("report: %s", page)
     return page

@@ -17,7 +17,7 @@ from vitcls.report.content import RunContent, SplitContent, read_content
 from vitcls.report.figures import compared_curves
 from vitcls.report.history import read_history
 from vitcls.report.measures import LOWER_IS_BETTER, RESAMPLES, SEED
-from vitcls.report.page import NOT_SHOWN, PAGE, environment, judged_by, monitor_of
+from vitcls.report.page import NOT_SHOWN, environment, judged_by, monitor_of
 
 NOT_COMPARED = ("run_name", "trainer.default_root_dir", "ckpt_path")  # where a run lies is no difference of it
 
@@ -76,8 +76,8 @@ def write_comparison(folders: list[Path], output: Path) -> Path:
     values |= {"lower": LOWER_IS_BETTER, "not_shown": NOT_SHOWN}
     values["judged"] = {name: judged_by(content) for name, content in contents.items()}
     runs.write_text(output / "comparison.json", json.dumps(record, indent=1) + "\n")
-    runs.write_text(output / PAGE, page.render(**values))
-    return output / PAGE
+    runs.write_text(output / runs.PAGE, page.render(**values))
+    return output / runs.PAGE
 
 
 def _drawn(contents: Mapping[str, RunContent], output: Path) -> str:

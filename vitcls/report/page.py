@@ -21,8 +21,6 @@ from vitcls.report.measures import LOWER_IS_BETTER
 from vitcls.report.selection import Suspect
 from vitcls.run_config import choice_of, network_of, trained_of
 
-REPORT = "report"
-PAGE = "index.html"
 HEADLINES = {
     "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "log_loss"),
     "multilabel": ("map", "f1_macro", "log_loss"),
@@ -32,9 +30,9 @@ NOT_SHOWN = ("images", "intervals", "of_classes", "uncalibrated", "temperature")
 
 def write_page(content: RunContent) -> Path:
     """Write the folder `report/` of a run, over the one of before; the page."""
-    folder = content.run / REPORT
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = _drawn(content, folder / "figures")
+    folder = content.run / runs.REPORT
+    (folder / runs.FIGURES).mkdir(parents=True, exist_ok=True)
+    drawn = _drawn(content, folder / runs.FIGURES)
     page = (
         environment()
         .get_template("report.html")
@@ -56,8 +54,8 @@ def write_page(content: RunContent) -> Path:
         )
     )
     runs.write_text(folder / "metrics.json", json.dumps(measured(content), indent=1) + "\n")
-    runs.write_text(folder / PAGE, page)
-    return folder / PAGE
+    runs.write_text(folder / runs.PAGE, page)
+    return folder / runs.PAGE
 
 
 def measured(content: RunContent) -> dict[str, Any]:
