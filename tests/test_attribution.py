@@ -13,10 +13,11 @@ from vitcls.models.classifier import ViTClassifier
 LOOKING = ("vit", "deit", "beit", "dinov2")
 
 
-def model_of(family, **options):
+def model_of(family, layers=None, **options):
     torch.manual_seed(0)
     image = record_of_spec(spec_of_size(SIZE))
     architecture = {"model_type": family, **FAMILIES[family]}
+    architecture |= {} if layers is None else {"num_hidden_layers": layers}
     model = ViTClassifier(architecture=architecture, labels=LABELS, image=image, **options)
     model.configure_model()
     return model.eval()
@@ -38,6 +39,16 @@ def test_each_patch_has_a_share_and_the_network_stays_as_it_was(family):
     assert found.std() > 0
     assert torch.equal(model(pixels), before)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("half", [slice(None, 32), slice(32, None)], ids=["mean of patches", "class token"])
+def test_of_a_head_on_the_class_token_and_the_patches_both_count(half):
+    model = model_of("dinov2", layers=1)
+    weight = model.network.classifier.weight
+    assert weight.shape[1] == 64
+    with torch.no_grad():
+        weight[:, half] = 0
+    assert relevance(model, torch.randn(1, 3, SIZE, SIZE)).max() > 0
 
 
 def test_frozen_weights_and_inference_are_no_obstacle(tiny_vit):

@@ -142,6 +142,32 @@ def test_figures_of_former_weights_are_not_those_of_now(listed, tmp_path):
     assert (run["test"], run["note"]) == (None, "tested with former weights")
 
 
+def chosen_by(monitor, mode, kind=list):
+    callback = {"class_path": "vitcls.callbacks.RunCheckpoint", "init_args": {"monitor": monitor, "mode": mode}}
+    found = config(checkpoint="x")
+    found["trainer"]["callbacks"] = [callback] if kind is list else callback
+    return found
+
+
+def test_the_figure_is_that_which_chose(listed, tmp_path):
+    figures = {"validation": {"val/loss": 0.7, "val/accuracy": 0.9, "val/map": 0.5}, "test": {"test/loss": 0.8}}
+    written(tmp_path / "multilabel", config=config(task="multilabel", checkpoint="x"), metrics=figures)
+    written(tmp_path / "soup", metrics={**figures, "soup": {"mean_of": ["a"]}}, best="")
+    for kind in (list, dict):
+        written(tmp_path / f"loss {kind.__name__}", config=chosen_by("val/loss", "min", kind), metrics=figures)
+    written(tmp_path / "last", config=chosen_by("epoch", "max"), metrics=figures)
+    history = "epoch,step,val/loss,val/accuracy\n0,9,0.5,0.8\n1,19,0.6,0.9\n"
+    written(tmp_path / "unfinished", config=chosen_by("val/loss", "min"), history=history)
+    assert {name: (run["monitor"], run["validation"], run["test"]) for name, run in listed(tmp_path).items()} == {
+        "multilabel": ("val/map", 0.5, None),
+        "soup": ("val/map", 0.5, None),
+        "loss list": ("val/loss", 0.7, 0.8),
+        "loss dict": ("val/loss", 0.7, 0.8),
+        "last": ("val/accuracy", 0.9, None),
+        "unfinished": ("val/loss", 0.5, None),
+    }
+
+
 def test_a_soup_says_what_it_is_the_mean_of(listed, tmp_path):
     parts = {"validation": {"val/map": 0.5}, "soup": {"mean_of": ["a", "b"], "left_out": []}}
     written(tmp_path / "soup", metrics=parts, best="")

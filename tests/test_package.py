@@ -19,6 +19,7 @@ LAYERS = (
         "vitcls.types",
         "vitcls.processes",
         "vitcls.runs",
+        "vitcls.run_config",
         "vitcls.checkpoints",
         "vitcls.together",
         "vitcls.outputs",

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -97,6 +98,19 @@ def test_the_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(predictions, "_AT_ONCE", 100)
     peaks = [peak(tmp_path / f"{rows}{suffix}", rows) for rows in (600, 600, 2400)]  # the first warms up
     assert peaks[2] < 1.2 * peaks[1]
+
+
+def test_what_is_done_is_known_without_the_embeddings_in_memory(tmp_path):
+    parts = Parts(tmp_path / "out.csv")
+    write(parts, [[*range(n, n + 50)] for n in range(0, 5000, 50)], shape=SHAPE)
+    size = sum(file.stat().st_size for file in parts.files())
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert len(parts.done()) == 5000
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < pool.max_memory() < size / 10
 
 
 class IndicesKept(Callback):

@@ -67,6 +67,15 @@ def test_the_answers_are_those_of_the_kept_weights(trained):
         assert read_outputs(trained / "run", role).ids.tolist() == splits[role]["rows"]
 
 
+def test_a_test_answers_all_rows_however_many(trained, vitcls, tmp_path, monkeypatch):
+    """After a fit only so many are asked about, and what was not asked is not unreadable."""
+    monkeypatch.setattr("vitcls.answers.ASKED", 5)
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    assert vitcls("test", "--ckpt_path", run, "--report=true", "--trainer.enable_progress_bar=false")[0] == 0
+    about = read_outputs(run, "test").about
+    assert (about["asked"], about["rows"], about["unreadable"]) == (21, 21, 0)
+
+
 def test_files_and_targets_belong_together(trained):
     outputs = read_outputs(trained / "run", "test")
     assert len(outputs) == 21
@@ -97,6 +106,69 @@ def test_it_says_by_what_the_run_was_chosen_and_how_often_the_test_was_read(trai
     assert "read 2 times for this run" in page_of(trained / "again")
 
 
+def test_a_test_without_a_report_is_a_reading_as_well(trained, vitcls, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    assert vitcls("test", "--ckpt_path", run, "--report=false", "--trainer.enable_progress_bar=false")[0] == 0
+    assert vitcls("report", run)[0] == 0
+    assert "read 2 times for this run" in page_of(run)
+    (run / "outputs" / "test.parquet").unlink()
+    assert vitcls("report", run)[0] == 0
+    assert "No answers of these weights to test data were kept, so the figures are of the data that chose" in page_of(
+        run
+    )
+
+
+CHECKPOINT = "vitcls.callbacks.RunCheckpoint"
+
+
+@pytest.mark.parametrize(
+    ("config", "kept", "says"),
+    [
+        ({}, {}, "The weights were chosen by val/accuracy. The figures are of 60 test"),
+        ({"callbacks": {"class_path": CHECKPOINT, "init_args": {"monitor": "val/loss"}}}, {}, "chosen by val/loss."),
+        ({"callbacks": [{"class_path": CHECKPOINT, "init_args": {"monitor": "epoch"}}]}, {}, "are the last ones"),
+        ({"callbacks": None}, {"checkpoint": "last.ckpt", "epoch": 3}, "(epoch 3) are the last ones, chosen by no"),
+    ],
+)
+def test_it_says_what_chose_the_weights(config, kept, says, vitcls, tmp_path):
+    write_outputs(tmp_path, random_outputs())
+    (tmp_path / "config.yaml").write_text(json.dumps({"trainer": config}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"validation": {"step": 7, **kept}}))
+    assert vitcls("report", tmp_path)[0] == 0
+    assert says in page_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"checkpoint": "a/b", "train": "bias"}, "a/b, the head and biases, on"),
+        ({"checkpoint": "/x/b", "last_blocks": 2, "train": "all"}, "b, its last 2 blocks, on"),
+        ({"architecture": {"model_type": "vit"}, "adapter": {"method": "dora"}}, "vit, dora adapter, on"),
+    ],
+)
+def test_it_says_what_was_trained(model, says, vitcls, tmp_path):
+    write_outputs(tmp_path, random_outputs())
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": model}))
+    assert vitcls("report", tmp_path)[0] == 0
+    assert f"<p>{says}" in page_of(tmp_path)
+
+
+def test_a_report_that_cannot_be_made_or_written_spoils_no_test(trained, vitcls, refuses, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    (run / "outputs" / "validation.parquet").write_bytes(b"damaged")
+    words = ("test", "--ckpt_path", run, "--report=true", "--trainer.enable_progress_bar=false")
+    status, out, err = vitcls(*words)
+    assert (status, err) == (0, "")
+    assert "there is no report: " in out
+    assert "validation.parquet is damaged" in out
+    assert json.loads((run / "metrics.json").read_text())["test"]["reads"] == 2
+    (run / "outputs" / "validation.parquet").unlink()
+    shutil.rmtree(run / "report")
+    (run / "report").touch()
+    assert "could not be written" in refuses("report", run)
+    assert "could not be written" in refuses("report", run, trained / "run", "--output", run / "report")
+
+
 def test_it_is_made_again_without_torch_and_is_the_same(trained, tmp_path):
     run = shutil.copytree(trained / "run", tmp_path / "run")
     code = "import sys; from vitcls.__main__ import main; status = main(['report', sys.argv[1]]); "
@@ -114,6 +186,20 @@ def test_how_it_was_trained_is_there(trained):
     assert session["images_per_second"] > 0
     assert 0 <= session["data_wait"] <= 1
     assert session["machine"]["torch"] in page_of(trained / "run")
+
+
+def test_the_time_of_a_killed_training_is_not_that_until_its_end(vitcls, fit_words, tmp_path):
+    """It was killed after its last step; a resume, whenever that is, writes the rest of the folder."""
+    words = [*fit_words, "--trainer.max_epochs=1", "--resume=true"]
+    assert vitcls(*words)[0] == 0
+    run = tmp_path / "runs" / "run"
+    shutil.rmtree(run / "model")
+    (killed,) = json.loads((run / "sessions.json").read_text())
+    killed = {name: killed[name] for name in ("started", "command", "machine")}
+    (run / "sessions.json").write_text(json.dumps([killed]))
+    assert vitcls(*words)[0] == 0
+    assert (run / "model").is_dir()
+    assert json.loads((run / "sessions.json").read_text()) == [killed]
 
 
 def test_without_a_report_nothing_of_it_is_written(vitcls, fit_words, tmp_path):
@@ -249,6 +335,16 @@ def test_equal_runs_differ_by_chance_alone(vitcls, tmp_path):
     found = json.loads((tmp_path / "both" / "comparison.json").read_text())
     assert found["against_first"]["b"]["p"] == 1
     assert found["differing"] == {}
+
+
+def test_the_figure_of_each_run_that_chose_has_one_panel(vitcls, tmp_path):
+    callback = {"class_path": CHECKPOINT, "init_args": {"monitor": "val/loss"}}
+    configs = [{"trainer": {"callbacks": [callback]}}] * 2 + [{}]
+    folders = [made_up(tmp_path / n, np.arange(100) > 9, config=c) for n, c in zip("abc", configs, strict=True)]
+    for count, panels in ((2, ["val/loss"]), (3, ["val/loss", "val/accuracy"])):
+        assert vitcls("report", *folders[:count], "--output", tmp_path / "both")[0] == 0
+        page = (tmp_path / "both" / "index.html").read_text()
+        assert re.findall(r">(val/\w+)</text>", page) == panels
 
 
 def test_runs_on_other_images_are_not_compared(vitcls, tmp_path):

@@ -125,6 +125,18 @@ def test_without_mistakes_there_are_none(case):
     assert found.suspects == []
 
 
+def test_where_it_looked_is_shown_of_the_whole_split():
+    """Half are mistakes; the others are not the first images, which may all be of one class."""
+    targets = np.sort(np.arange(60) % 4)
+    answers = targets.copy()
+    answers[:8] = 3
+    found = select(outputs_of(3 * np.eye(4)[answers], targets)).attributed
+    assert len(set(found)) == 12
+    assert sum(n < 8 for n in found) == 6 + 1
+    assert set(targets[found]) == {0, 1, 2, 3}
+    assert select(outputs_of(3 * np.eye(4)[answers[:9]], targets[:9])).attributed == [*range(6), 6, 7, 8]
+
+
 def test_of_training_images_only_the_suspects_are_shown():
     outputs = random_outputs(role="train", images=200)
     found = select(dataclasses.replace(outputs, left_out=outputs.logits))

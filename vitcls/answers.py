@@ -1,8 +1,7 @@
 """What a report is made of, kept with a run: the answers to its splits, and pictures of what stands out in them."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from vitcls import runs
@@ -24,14 +22,14 @@ from vitcls.data.splits import Split
 from vitcls.left_out import left_out_scores
 from vitcls.models.attribution import attributed, has_attention
 from vitcls.models.classifier import ViTClassifier
-from vitcls.models.features import has_one_head, inputs_of_head
+from vitcls.models.features import embeddings_of_head, has_one_head
 from vitcls.models.tasks import thresholds_of
 from vitcls.outputs import Outputs, write_outputs
-from vitcls.pictures import write_pictures
-from vitcls.report.selection import Selection, select
+from vitcls.pictures import KINDS, Pictures, write_pictures
+from vitcls.report.selection import select
 from vitcls.types import Targets
 
-ASKED = 100_000  # images of a split at most, evenly chosen: more take long and say little more
+ASKED = 100_000  # images of a split after a fit at most, evenly chosen: more take long and say little more
 PICTURE = 144  # pixels of the longer side: a report with some 150 of them stays below 2 MB
 QUALITY = 80
 
@@ -57,7 +55,7 @@ def keep_after_fit(run: Path, model: ViTClassifier, datamodule: ImageDataModule,
         split = datamodule.splits[role]
         if isinstance(split, Split):  # a stream has no rows to come back to
             answers, features = _asked(model, datamodule, trainer, role)
-            keep(run, role, model, split, answers, about, features if role == "train" else None)
+            keep(run, role, model, split, answers, {**about, "asked": min(len(split), ASKED)}, features)
 
 
 def keep_after_test(run: Path, model: ViTClassifier, split: Split, answers: Answers) -> None:
@@ -70,39 +68,30 @@ def keep_after_test(run: Path, model: ViTClassifier, split: Split, answers: Answ
         answers: from `TestAnswers`.
     """
     written = runs.read_metrics(run)["test"]
-    keep(run, "test", model, split, answers, {name: written[name] for name in ("checkpoint", "step", "reads")})
+    about = {name: written[name] for name in ("checkpoint", "step", "reads")}
+    keep(run, "test", model, split, answers, {**about, "asked": len(split)})
 
 
 @torch.inference_mode()
 def _asked(
     model: ViTClassifier, datamodule: ImageDataModule, trainer: Trainer, role: str
 ) -> tuple[Answers, NDArray[np.float32] | None]:
-    """The answers to a split, and the features (N, F) that the head made them of, where it has one head."""
+    """The answers to a split; of training images also the features (N, F) that the head made them of, if it is one."""
     batches, count = datamodule.evaluated(role, ASKED)
     told = f"answers to {role} for the report"
     precision = trainer.precision_plugin
     shown = Console(stderr=True)
+    with_features = role == "train" and has_one_head(model.network)
     parts, features = [], []
-    with _features_seen(model.network) as seen:
-        for batch in track(batches, told, count, console=shown, disable=not sys.stderr.isatty(), transient=True):
-            if not len(batch["ids"]):
-                continue
-            with precision.forward_context():
-                logits = model.logits(precision.convert_input(batch["pixel_values"]))
-            parts.append((batch["ids"], logits.float().cpu()))
-            features += [(batch["ids"], torch.stack(seen).float().mean(dim=0).cpu())] if seen else []
-            seen.clear()
+    for batch in track(batches, told, count, console=shown, disable=not sys.stderr.isatty(), transient=True):
+        if not len(batch["ids"]):
+            continue
+        with precision.forward_context(), embeddings_of_head(model.network, with_features) as embeddings:
+            logits = model.logits(precision.convert_input(batch["pixel_values"]))
+        parts.append((batch["ids"], logits.float().cpu()))
+        if (found := embeddings()) is not None:
+            features.append((batch["ids"], found.cpu()))
     return joined(parts), joined(features)[1] if features else None
-
-
-@contextmanager
-def _features_seen(network: Any) -> Iterator[list[Tensor]]:
-    """What the head is given in each forward; nothing where there are several heads."""
-    if not has_one_head(network):
-        yield []
-        return
-    with inputs_of_head(network) as seen:
-        yield seen
 
 
 def keep(
@@ -119,19 +108,17 @@ def keep(
     Args:
         run: the folder.
         role: `train`, `validation` or `test`.
-        model: that answered.
+        model: that answered; in evaluation mode afterwards.
         split: the rows.
         answers: its ids and logits, of those that could be read.
-        about: facts of the checkpoint.
+        about: facts of the checkpoint, and how many rows were `asked`.
         features: (N, F) of these rows, where they were trained on.
     """
     ids, logits = answers
     if not len(ids):
         return
     positions = np.searchsorted(split.rows, ids)
-    labels = model.hparams["labels"]
-    targets = split.targets[positions]
-    rows = {"asked": min(len(split), ASKED), "rows": len(split)}
+    labels, targets = model.hparams["labels"], split.targets[positions]
     outputs = Outputs(
         role,
         model.task,
@@ -142,21 +129,16 @@ def keep(
         logits,
         model.temperature,
         thresholds_of(labels, model.thresholds).numpy(),
-        {
-            **about,
-            **rows,
-            "source": split.name,
-            "fingerprint": split.fingerprint,
-            "unreadable": rows["asked"] - len(ids),
-        },
+        {**about, **_facts_of(split), "unreadable": about["asked"] - len(ids)},
         None if features is None or len(ids) < 2 else left_out_scores(features, one_hot(targets, len(labels))),
     )
-    chosen = select(outputs)
-    pixels = {n: TableImages(split).pixels(int(positions[n])) for n in chosen.all}
-    pictures = {int(ids[n]): _jpeg(image) for n, image in pixels.items()}
-    looked = {int(ids[n]): _jpeg(attributed(model, pixels[n])) for n in _explained(chosen, model)}
+    pictures = _pictures(model.eval(), TableImages(split), outputs, positions)
     write_outputs(run, outputs)
-    write_pictures(run, role, {"image": pictures, "attribution": looked})
+    write_pictures(run, role, pictures)
+
+
+def _facts_of(split: Split) -> dict[str, Any]:
+    return {"rows": len(split), "source": split.name, "fingerprint": split.fingerprint}
 
 
 def one_hot(targets: Targets, classes: int) -> NDArray[np.bool_]:
@@ -164,8 +146,17 @@ def one_hot(targets: Targets, classes: int) -> NDArray[np.bool_]:
     return targets.astype(bool) if targets.ndim == 2 else np.eye(classes, dtype=bool)[targets]
 
 
-def _explained(chosen: Selection, model: ViTClassifier) -> list[int]:
-    return chosen.attributed if has_attention(model) else []
+def _pictures(model: ViTClassifier, images: TableImages, outputs: Outputs, positions: NDArray[np.int64]) -> Pictures:
+    """Of the images that a report shows; one at a time, since a photo that is decoded takes 36 MB and more."""
+    chosen = select(outputs)
+    explained = set(chosen.attributed) if has_attention(model) else set()
+    found: Pictures = {kind: {} for kind in KINDS}
+    for n in chosen.all:
+        number, pixels = int(outputs.ids[n]), images.pixels(int(positions[n]))
+        found["image"][number] = _jpeg(pixels)
+        if n in explained:
+            found["attribution"][number] = _jpeg(attributed(model, pixels))
+    return found
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:

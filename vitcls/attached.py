@@ -8,10 +8,9 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-log = logging.getLogger(__name__)
+from vitcls import runs
 
-PAGE = "index.html"
-FIGURES = "figures"
+log = logging.getLogger(__name__)
 
 
 def attach_report(loggers: Sequence[Logger], report: Path, step: int) -> None:
@@ -26,7 +25,7 @@ def attach_report(loggers: Sequence[Logger], report: Path, step: int) -> None:
         report: the folder of the report: index.html, figures/*.png and *.svg.
         step: of the training, beside which the figures are shown.
     """
-    files = [file for file in (report / PAGE, *sorted((report / FIGURES).glob("*"))) if file.is_file()]
+    files = [file for file in (report / runs.PAGE, *sorted((report / runs.FIGURES).glob("*"))) if file.is_file()]
     images = [file for file in files if file.suffix == ".png"]
     for logger in loggers:
         try:

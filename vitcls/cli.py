@@ -337,7 +337,8 @@ class VitclsCLI(LightningCLI):
             )
         if self.trainer.is_global_zero:
             model = records.write_end(self.run, self.datamodule)
-            sessions.write_end(self.run, self.trainer)
+            if not nothing_trained:  # else the entry is of a training that was killed, whose time nobody knows
+                sessions.write_end(self.run, self.trainer)
             if self._chosen.report and model is not None:
                 answers.keep_after_fit(self.run, model, self.datamodule, self.trainer)
                 self._report_on(self.run)
@@ -345,7 +346,11 @@ class VitclsCLI(LightningCLI):
 
     def _report_on(self, run: Path) -> None:
         """Write the report, and hand its figures to what keeps the learning curves."""
-        page = write_report(run)
+        try:
+            page = write_report(run)
+        except UserError as error:  # of files beside what was trained or measured, which is kept
+            log.warning("there is no report: %s", error)
+            return
         attach_report(self.trainer.loggers, page.parent, self.trainer.global_step or self._steps_before)
 
     def after_test(self) -> None:

@@ -9,7 +9,7 @@ PENALTIES = 10.0 ** np.arange(-4, 2.1, 0.5)  # times N; the one with the smalles
 def left_out_scores(features: NDArray[np.float32], targets: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Scores of a ridge regression of the labels on the features, for each image from all the others.
 
-    In closed form (Hastie, Tibshirani and Friedman 2009, section 7.10, equation 7.52): the errors of the fit to all
+    In closed form (Hastie, Tibshirani and Friedman 2009, section 7.10.1): the errors of the fit to all
     images over one less their leverages. A label that the network has all but learned by heart has no say here.
 
     Args:
@@ -27,7 +27,8 @@ def left_out_scores(features: NDArray[np.float32], targets: NDArray[np.bool_]) -
     spread, directions = np.linalg.eigh(inputs.T @ inputs)
     turned = inputs @ directions
     projected = turned.T @ (labels - shares)
-    found = [_left_out(turned, np.maximum(spread, 0) + p * len(labels), projected, labels, shares) for p in PENALTIES]
+    penalised = (np.maximum(spread, 0) + penalty * len(labels) for penalty in PENALTIES)
+    found = (_left_out(turned, one, projected, labels, shares) for one in penalised)  # of (N, K) two at a time
     return min(found, key=lambda scores: float(((scores - labels) ** 2).mean())).astype(np.float32)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcls import runs
 from vitcls.errors import UserError
 
-OUTPUTS = "outputs"  # folder of a run
 ROLES = ("train", "validation", "test")
 _RECORD = b"vitcls"
 
@@ -60,7 +60,7 @@ class Outputs:
 
 def file_of(run: Path, role: str) -> Path:
     """Where the outputs of a role lie."""
-    return run / OUTPUTS / f"{role}.parquet"
+    return run / runs.OUTPUTS / f"{role}.parquet"
 
 
 def write_outputs(run: Path, outputs: Outputs) -> None:
@@ -73,17 +73,17 @@ def write_outputs(run: Path, outputs: Outputs) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    several = outputs.targets.ndim == 2
-    width = len(outputs.labels)
-    of_several = pa.array(list(outputs.targets.astype(np.int8)), pa.list_(pa.int8())) if several else None
+    def matrix(values: NDArray[Any]) -> Any:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), len(outputs.labels))
+
     columns = {
         "id": outputs.ids,
         "file": outputs.files,
-        "label": of_several if several else outputs.targets,
-        "logits": pa.FixedSizeListArray.from_arrays(pa.array(outputs.logits.reshape(-1)), width),
+        "label": matrix(outputs.targets.astype(np.int8)) if outputs.targets.ndim == 2 else outputs.targets,
+        "logits": matrix(outputs.logits),
     }
     if outputs.left_out is not None:
-        columns["left_out"] = pa.FixedSizeListArray.from_arrays(pa.array(outputs.left_out.reshape(-1)), width)
+        columns["left_out"] = matrix(outputs.left_out)
     record = {
         "role": outputs.role,
         "task": outputs.task,
@@ -94,9 +94,8 @@ def write_outputs(run: Path, outputs: Outputs) -> None:
     }
     file = file_of(run, outputs.role)
     file.parent.mkdir(exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    pq.write_table(pa.table(columns).replace_schema_metadata({_RECORD: json.dumps(record)}), part)
-    part.replace(file)
+    with runs.at_once(file) as part:
+        pq.write_table(pa.table(columns).replace_schema_metadata({_RECORD: json.dumps(record)}), part)
 
 
 def read_outputs(run: Path, role: str) -> Outputs | None:
@@ -114,13 +113,9 @@ def read_outputs(run: Path, role: str) -> Outputs | None:
     try:
         table = pq.read_table(file)
         record = json.loads(table.schema.metadata[_RECORD])
-        labels = table["label"].combine_chunks()
-        several = pa.types.is_list(labels.type)
-        targets = np.array(labels.to_pylist(), np.bool_) if several else labels.to_numpy()
-        rows = len(table)
 
-        def matrix(column: str) -> NDArray[np.float32]:
-            return table[column].combine_chunks().flatten().to_numpy().reshape(rows, -1)
+        def matrix(column: str) -> NDArray[Any]:
+            return table[column].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
         return Outputs(
             record["role"],
@@ -128,7 +123,7 @@ def read_outputs(run: Path, role: str) -> Outputs | None:
             record["labels"],
             table["id"].to_numpy(),
             table["file"].to_pylist(),
-            targets.reshape(rows, -1) if several else targets,
+            matrix("label").astype(np.bool_) if record["task"] == "multilabel" else table["label"].to_numpy(),
             matrix("logits"),
             record["temperature"],
             np.array(record["thresholds"]),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vitcls.errors import UserError
 from vitcls.outputs import file_of
+from vitcls.runs import at_once
 
 # What a picture shows: the image itself, or where the network looked.
 KINDS = ("image", "attribution")
@@ -19,10 +20,8 @@ def write_pictures(run: Path, role: str, pictures: Mapping[str, Mapping[int, byt
     rows = [(kind, number, jpeg) for kind, of_kind in pictures.items() for number, jpeg in of_kind.items()]
     kinds, numbers, jpegs = zip(*rows, strict=True) if rows else ((), (), ())
     columns = pa.array(kinds, pa.string()), pa.array(numbers, pa.int64()), pa.array(jpegs, pa.binary())
-    file = _file_of(run, role)
-    part = file.with_name(f".{file.name}.part")
-    pq.write_table(pa.table(list(columns), names=["kind", "id", "jpeg"]), part, compression="none")
-    part.replace(file)
+    with at_once(_file_of(run, role)) as part:
+        pq.write_table(pa.table(list(columns), names=["kind", "id", "jpeg"]), part, compression="none")
 
 
 def read_pictures(run: Path, role: str) -> Pictures:

@@ -1,6 +1,5 @@
 """What a run writes about itself: at its start, at its end, after a test."""
 
-import csv
 import json
 import logging
 import warnings
@@ -76,7 +75,7 @@ def restore_history(loggers: list[Logger], run: Path, steps: int, unlogged: Mapp
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
             aside = _aside(run)
-            rows = _history(aside)
+            rows = runs.read_history(aside)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Experiment logs directory")
                 _ = logger.experiment  # would remove the file
@@ -226,14 +225,6 @@ def _aside(run: Path) -> Path:
     if (run / runs.HISTORY).is_file() and not aside.exists():
         (run / runs.HISTORY).rename(aside)
     return aside
-
-
-def _history(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    return [row for row in rows if (row.get("step") or "").isdigit()]  # a killed process may have left half a line
 
 
 def _number(text: str) -> float:

@@ -1,8 +1,10 @@
 """The folder of a run: its name and what lies in it. Without torch, so that looking at runs is quick."""
 
+import csv
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ PREVIOUS = "previous.ckpt"  # the last.ckpt before it, while training
 CHECKPOINTS = (LAST, PREVIOUS, BEST)  # from which a run goes on: the first that is whole
 PART = ".part"  # ends the name of a file that is being written
 MODEL = "model"
+OUTPUTS = "outputs"  # folder of what the model said of its splits
+REPORT = "report"  # folder of the page, PAGE, and of its FIGURES
+PAGE = "index.html"
+FIGURES = "figures"
 # Of each task, the figure by which best.ckpt is chosen. Of many labels most are absent from an
 # image, and to say none is accurate: multilabel is judged by its ranking.
 MONITOR: Mapping[str, str] = {"multiclass": "val/accuracy", "multilabel": "val/map"}
@@ -114,9 +120,25 @@ def write_anew(file: Path, text: str) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file at once: whoever reads it, and whoever is killed meanwhile, finds the former one or this one."""
+    with at_once(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def at_once(file: Path) -> Iterator[Path]:
+    """What is written to the path that this gives becomes the file at the end of the block, if all went well."""
     part = file.with_name(f".{file.name}{PART}")
-    part.write_text(text, encoding="utf-8")
+    yield part
     part.replace(file)
+
+
+def read_history(file: Path) -> list[dict[str, str]]:
+    """The rows of a `metrics.csv` by its columns; none where there is no such file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    return [row for row in rows if (row.get("step") or "").isdigit()]  # a killed process may have left half a line
 
 
 def read_metrics(run: Path) -> dict[str, Any]:

@@ -29,10 +29,10 @@ def write_start(run: Path) -> None:
 
 
 def write_end(run: Path, trainer: Trainer) -> None:
-    """Note that it has come to its end: how long it took, how fast it was, how much memory it needed."""
+    """Note that what `write_start` noted has come to its end: how long it took, how fast, with how much memory."""
     noted = runs.read_sessions(run)
     if not noted:
-        return  # nothing was trained this time, in a run of before there were such notes
+        return  # somebody has deleted it meanwhile
     *before, entry = noted
     wait = next((c for c in trainer.callbacks if isinstance(c, DataWait)), None)  # type: ignore[attr-defined]
     measured: dict[str, Any] = {

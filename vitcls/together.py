@@ -26,6 +26,15 @@ def of_all_processes(own: T) -> list[T]:
     return gathered
 
 
+def at_first_process(own: T) -> list[T]:
+    """In the first process what each gives, in the order of their ranks; nothing in the others. All have to call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    gathered = [own] * dist.get_world_size() if dist.get_rank() == 0 else []
+    dist.gather_object(own, gathered or None)
+    return gathered
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
     """Have all processes raise the `UserError` of one, with the name of its machine; all have to come here.

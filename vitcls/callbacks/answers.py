@@ -8,15 +8,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitcls.together import of_all_processes
+from vitcls.together import at_first_process
 from vitcls.types import Batch
 
 
 class TestAnswers(Callback):
-    """Keeps what the network said of each test image, in the memory of the processes, not of their devices.
+    """Keeps what the network said of each test image; after the test the first process has all of it.
 
     Attributes:
-        ids: (N,) int64 rows of the split, ascending; after the test, in every process.
+        ids: (N,) int64 rows of the split, ascending; none in the other processes.
         logits: (N, K) float32, in the order of `ids`.
     """
 
@@ -42,7 +42,7 @@ class TestAnswers(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring them together."""
-        self.ids, self.logits = joined([part for of_one in of_all_processes(self._parts) for part in of_one])
+        self.ids, self.logits = joined([part for of_one in at_first_process(self._parts) for part in of_one])
         self._parts = []
 
 

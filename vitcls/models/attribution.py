@@ -55,7 +55,7 @@ def relevance(model: ViTClassifier, pixel_values: Tensor) -> Tensor:
     relevant = relevant - own
     side = model.image_spec.size // _patch_size(model.network.config)
     patches = tokens - side * side  # after the class token, a distillation token, registers
-    asked = relevant[patches:].mean(dim=0) if _pools(model.network.config) else relevant[0]
+    asked = _asked_by_head(model.network.config, relevant, patches)
     return asked[patches:].reshape(side, side).detach()
 
 
@@ -77,6 +77,9 @@ def _patch_size(config: Any) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _pools(config: Any) -> bool:
-    """Whether the head takes the mean of the patches in the place of the class token."""
-    return bool(getattr(config, "use_mean_pooling", False))
+def _asked_by_head(config: Any, relevant: Tensor, patches: int) -> Tensor:
+    """(tokens,) of (tokens, tokens): of what the head is given, the class token, the mean of the patches or both."""
+    token, mean = relevant[0], relevant[patches:].mean(dim=0)
+    if config.model_type in ("dinov2", "dinov2_with_registers"):
+        return (token + mean) / 2
+    return mean if getattr(config, "use_mean_pooling", False) else token

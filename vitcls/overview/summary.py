@@ -1,6 +1,5 @@
 """What is told of a run folder without opening a checkpoint."""
 
-import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from vitcls import runs
 from vitcls.errors import UserError
+from vitcls.run_config import Choice, choice_of, network_of, trained_of
 
 FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
 _OF_A_RUN = (runs.CONFIG, runs.METRICS, runs.HISTORY, "*.ckpt")  # a folder that has one of these is a run
@@ -95,28 +95,26 @@ def _read_config(config: dict[str, Any], found: RunSummary) -> None:
     named = next((data[key] for key in _SOURCES if data.get(key)), "")
     places = [str(place) for place in (named if isinstance(named, list) else [named])]
     found.data = " ".join([*places, *([str(data["config_name"])] if data.get("config_name") else [])])
-    architecture = model.get("architecture")
-    built = architecture.get("model_type", "") if isinstance(architecture, dict) else ""
-    found.model = str(model.get("checkpoint") or built)
-    found.trained = _trained(model) if model else ""
-    found.monitor = runs.MONITOR.get(str(model.get("task")), found.monitor)
+    found.model, found.trained = network_of(config), trained_of(config)
+    found.monitor = _choice(config, str(model.get("task"))).monitor
 
 
-def _trained(model: dict[str, Any]) -> str:
-    adapter = model.get("adapter")
-    if isinstance(adapter, dict):
-        return str(adapter.get("method", "lora"))
-    if model.get("last_blocks"):
-        return f"last {model['last_blocks']} blocks"
-    return str(model.get("train", "all"))
+def _choice(config: dict[str, Any], task: str) -> Choice:
+    """By what the best epoch was chosen; where the last one was kept, what would have chosen it."""
+    task = task if task in runs.MONITOR else "multiclass"
+    choice = choice_of(config, task)
+    return choice if choice.monitor.startswith("val/") else Choice(runs.MONITOR[task])
 
 
 def _read_metrics(metrics: dict[str, Any], found: RunSummary) -> None:
     validation, test = metrics.get("validation", {}), metrics.get("test", {})
-    monitor = next((name for name in runs.MONITOR.values() if name in validation), found.monitor)
-    found.monitor = monitor
-    found.validation = _figure(validation.get(monitor))
-    found.test = _figure(test.get(monitor.replace("val/", "test/")))
+    if not found.model or found.monitor not in validation:
+        # A soup has no configuration. Multilabel figures have an accuracy as well, the others no map.
+        found.monitor = next(
+            (name for name in reversed(list(runs.MONITOR.values())) if name in validation), found.monitor
+        )
+    found.validation = _figure(validation.get(found.monitor))
+    found.test = _figure(test.get(found.monitor.replace("val/", "test/")))
     found.test_reads = int(_figure(test.get("reads")) or 0)
     soup = metrics.get("soup", {}).get("mean_of")
     if isinstance(soup, list) and not found.model:
@@ -133,9 +131,9 @@ def _read_history(folder: Path, config: dict[str, Any], found: RunSummary) -> No
     """How far an unfinished run has come: the epochs that were validated, and the best figure."""
     found.state, found.note = UNFINISHED, "unfinished, not validated yet"
     try:
-        with (folder / runs.HISTORY).open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row.get(found.monitor)]
-        found.validation = max(float(row[found.monitor]) for row in rows)
+        rows = [row for row in runs.read_history(folder / runs.HISTORY) if row.get(found.monitor)]
+        best = min if _choice(config, "multiclass").mode == "min" else max
+        found.validation = best(float(row[found.monitor]) for row in rows)
         epochs = int(rows[-1]["epoch"]) + 1
     except (OSError, ValueError, KeyError, TypeError):  # none, none validated, or half a line of a killed process
         return

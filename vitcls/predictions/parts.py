@@ -88,7 +88,8 @@ class Parts:
 
     def done(self) -> NDArray[np.int64]:
         """The ids that are in the parts, ascending."""
-        found = [batch.column("id").to_numpy() for file in self.files() for batch in _batches(file)]
+        # Copied, since a view of them would keep the embeddings of the whole batch in memory.
+        found = [batch.column("id").to_numpy().copy() for file in self.files() for batch in _batches(file)]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
     def rows(self, shape: Shape, unknown: str = "", below: float = 0.0) -> Iterator[Row]:

@@ -1,11 +1,14 @@
 """`python -m vitcls report`: the page of a run, or the comparison of several."""
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from vitcls import runs
+from vitcls.errors import UserError
 from vitcls.wording import PARSER_OPTIONS, parsed
 
 log = logging.getLogger(__name__)
@@ -20,12 +23,13 @@ def write_report(run: Path) -> Path:
         run: the folder.
 
     Raises:
-        UserError: it has saved nothing to report on.
+        UserError: it has saved nothing to report on, or the report cannot be written.
     """
     from vitcls.report.content import read_content  # scikit-learn and matplotlib take seconds, which --help must not
     from vitcls.report.page import write_page
 
-    page = write_page(read_content(run))
+    with _writing(run / runs.REPORT):
+        page = write_page(read_content(run))
     log.info("report: %s", page)
     return page
 
@@ -69,4 +73,16 @@ def _report(options: Namespace) -> None:
         return
     from vitcls.report.comparison import write_comparison
 
-    log.info("comparison: %s", write_comparison(folders, Path(options.output).expanduser()))
+    output = Path(options.output).expanduser()
+    with _writing(output):
+        page = write_comparison(folders, output)
+    log.info("comparison: %s", page)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of a folder that cannot be written that it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} could not be written ({error}).") from error

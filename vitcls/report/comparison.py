@@ -17,7 +17,7 @@ from vitcls.report.content import RunContent, SplitContent, read_content
 from vitcls.report.figures import compared_curves
 from vitcls.report.history import read_history
 from vitcls.report.measures import LOWER_IS_BETTER, RESAMPLES, SEED
-from vitcls.report.page import NOT_SHOWN, PAGE, environment, judged_by, monitor_of
+from vitcls.report.page import NOT_SHOWN, environment, judged_by, monitor_of
 
 NOT_COMPARED = ("run_name", "trainer.default_root_dir", "ckpt_path")  # where a run lies is no difference of it
 
@@ -56,10 +56,7 @@ def write_comparison(folders: list[Path], output: Path) -> Path:
     Raises:
         UserError: a run has nothing to report, they have other classes, or the folder is a run's.
     """
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("The same run is named twice; a comparison is of different runs.")
-    if (output / runs.CONFIG).exists():
-        raise UserError(f"--output {str(output)!r} is the folder of a run; give one of its own for the comparison.")
+    _check_folders(folders, output)
     contents = dict(zip(_names(folders), map(read_content, folders), strict=True))
     _check_alike(contents)
     role = _common_role(list(contents.values()))
@@ -67,28 +64,37 @@ def write_comparison(folders: list[Path], output: Path) -> Path:
     pairs = {name: _paired(splits[next(iter(splits))], split) for name, split in list(splits.items())[1:]}
     keys = differing({name: content.config for name, content in contents.items()})
     output.mkdir(parents=True, exist_ok=True)
-    with styled():
-        curves = compared_curves(
-            {n: read_history(c.run) for n, c in contents.items()},
-            ("val/loss", monitor_of(next(iter(contents.values())))),
-        )
-        drawn = svg(curves)
-        (output / "curves.png").write_bytes(png(curves))
-    page = environment().get_template("comparison.html")
-    values: dict[str, Any] = {"contents": contents, "role": role, "splits": splits, "pairs": pairs, "keys": keys}
-    values |= {"curves": drawn, "version": __version__, "lower": LOWER_IS_BETTER, "not_shown": NOT_SHOWN}
-    values["judged"] = {name: judged_by(content) for name, content in contents.items()}
     record = {
         "role": role,
-        "runs": {
-            name: {k: v for k, v in split.figures.items() if k not in NOT_SHOWN} for name, split in splits.items()
-        },
+        "runs": {name: _plain_figures(split) for name, split in splits.items()},
         "differing": keys,
         "against_first": {name: vars(pair) for name, pair in pairs.items() if pair is not None},
     }
+    page = environment().get_template("comparison.html")
+    values: dict[str, Any] = {"contents": contents, "role": role, "splits": splits, "pairs": pairs, "keys": keys}
+    values |= {"curves": _drawn(contents, output), "version": __version__}
+    values |= {"lower": LOWER_IS_BETTER, "not_shown": NOT_SHOWN}
+    values["judged"] = {name: judged_by(content) for name, content in contents.items()}
     runs.write_text(output / "comparison.json", json.dumps(record, indent=1) + "\n")
-    runs.write_text(output / PAGE, page.render(**values))
-    return output / PAGE
+    runs.write_text(output / runs.PAGE, page.render(**values))
+    return output / runs.PAGE
+
+
+def _drawn(contents: Mapping[str, RunContent], output: Path) -> str:
+    """The learning curves as SVG; they are also written as PNG."""
+    chosen_by = [monitor_of(content) for content in contents.values()]
+    names = dict.fromkeys(["val/loss", *(name for name in chosen_by if name.startswith("val/"))])
+    with styled():
+        curves = compared_curves({name: read_history(content.run) for name, content in contents.items()}, list(names))
+        (output / "curves.png").write_bytes(png(curves))
+        return svg(curves)
+
+
+def _check_folders(folders: list[Path], output: Path) -> None:
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("The same run is named twice; a comparison is of different runs.")
+    if (output / runs.CONFIG).exists():
+        raise UserError(f"--output {str(output)!r} is the folder of a run; give one of its own for the comparison.")
 
 
 def _plain_figures(split: SplitContent) -> dict[str, Any]:

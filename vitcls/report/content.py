@@ -6,7 +6,7 @@ from typing import Any
 
 from vitcls import runs
 from vitcls.errors import UserError
-from vitcls.outputs import OUTPUTS, ROLES, Outputs, read_outputs
+from vitcls.outputs import ROLES, Outputs, read_outputs
 from vitcls.pictures import Pictures, read_pictures
 from vitcls.report.measures import Figures, measure
 from vitcls.report.selection import Selection, select
@@ -63,8 +63,8 @@ def read_content(run: Path) -> RunContent:
     splits = {role: _content(run, outputs) for role, outputs in found.items() if role not in stale}
     if not {"test", "validation"} & splits.keys():
         raise UserError(
-            f"{run} holds no answers of its model to report on ({OUTPUTS}/): they are kept at the end of `fit` and "
-            f"`test`, unless --report false was said; `python -m vitcls test --ckpt_path {run}` makes those to the "
+            f"{run} holds no answers of its model to report on ({runs.OUTPUTS}/): they are kept at the end of `fit` "
+            f"and `test`, unless --report false was said; `python -m vitcls test --ckpt_path {run}` makes those to the "
             "test images."
         )
     return RunContent(run, splits, stale, runs.read_config(run), written, runs.read_sessions(run))

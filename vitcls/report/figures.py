@@ -18,8 +18,9 @@ from vitcls.report.measures import BINS, confusion, reliability
 NAMED_CELLS = 25  # classes up to which each cell of the confusion matrix has its number
 NAMED_CLASSES = 110  # up to which each row has its name; of more, the most confused are shown
 MOST_CONFUSED = 50
-CURVES = 12  # classes up to which each has its own ROC and precision-recall curve
+CURVES = len(SERIES)  # classes up to which each has its own ROC and precision-recall curve, and its own colour
 DECISIONS = 2_000_000  # from which up the curve of all classes together is drawn of some images, evenly chosen
+STYLES = ("-", "--", ":")  # of more runs than there are colours
 POINTS = 400  # of a curve: as many as an eye can tell apart
 
 
@@ -28,11 +29,12 @@ def learning_curves(curves: Mapping[str, Curve], monitor: str, kept_step: int | 
 
     Args:
         curves: by name.
-        monitor: such as `val/accuracy`.
+        monitor: such as `val/accuracy`; of `val/loss`, or of none, accuracy is shown beside the loss.
         kept_step: of the weights that were kept, drawn as a line.
     """
     figure = Figure((9, 3.2))
-    shown = ["loss", monitor.partition("/")[2]] if monitor != "val/loss" else ["loss", "accuracy"]
+    chosen_by = monitor.partition("/")[2]
+    shown = ["loss", chosen_by if chosen_by not in ("", "loss") else "accuracy"]
     for axes, name in zip(figure.subplots(1, 2), shown, strict=True):
         for stage, role in (("train", "train"), ("val", "validation")):
             points = curves.get(f"{stage}/{name}", [])
@@ -51,17 +53,17 @@ def confusion_matrix(outputs: Outputs) -> Figure:
     k = len(outputs.labels)
     counts = confusion(outputs.targets, outputs.logits.argmax(axis=1), k)
     chosen = np.arange(k) if k <= NAMED_CLASSES else most_confused(counts)
-    names = [plain(outputs.labels[c]) for c in chosen]
+    names = [_short(outputs.labels[c]) for c in chosen]
     there = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shares = (counts / there)[np.ix_(chosen, chosen)]
     side = float(np.clip(0.42 * len(names), 3, 7.5)) if len(names) <= NAMED_CELLS else 0.13 * len(names) + 1
-    longest = min(24, max(map(len, names)))
+    longest = max(map(len, names))
     figure = Figure((side + 0.09 * longest + 1, side + 0.09 * longest))
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # a mistake in a hundred shows
     size = 9 if len(names) <= NAMED_CELLS else 6.5
-    axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=size)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel="answer", ylabel="label")
     axes.spines[:].set_visible(False)
     if len(names) <= NAMED_CELLS:
@@ -85,7 +87,7 @@ def _write_cells(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+    return plain(name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}")
 
 
 def reliability_diagram(outputs: Outputs) -> Figure:
@@ -141,10 +143,10 @@ def ranking_curves(outputs: Outputs) -> Figure:
     targets = outputs.targets.astype(bool) if outputs.task == "multilabel" else np.eye(k, dtype=bool)[outputs.targets]
     figure = Figure((9, 4))
     roc, precision = figure.subplots(1, 2)
-    lines = [(plain(outputs.labels[c]), targets[:, c], scores[:, c]) for c in range(k)] if k <= CURVES else []
-    for number, (name, has, score) in enumerate(lines):
+    for c in range(k if k <= CURVES else 0):
+        has, score = targets[:, c], scores[:, c]
         if has.any() and not has.all():
-            _ranked(roc, precision, has, score, color=SERIES[number % len(SERIES)], linewidth=1, label=_short(name))
+            _ranked(roc, precision, has, score, color=SERIES[c], linewidth=1, label=_short(outputs.labels[c]))
     some = np.unique(np.linspace(0, len(scores) - 1, max(1, DECISIONS // k)).astype(int))
     has, score = targets[some].reshape(-1), scores[some].reshape(-1)
     if has.any() and not has.all():
@@ -164,9 +166,11 @@ def _ranked(roc: Axes, precision: Axes, has: NDArray[np.bool_], score: NDArray[n
     precision.plot(*_thinned(recall, precise), **how)
 
 
-def _thinned(*columns: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
-    kept = np.unique(np.linspace(0, len(columns[0]) - 1, POINTS).astype(int))
-    return [column[kept] for column in columns]
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points of a curve in equal steps along it: of many decisions nearly all are in one of its corners."""
+    way = np.append(0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))
+    kept = np.unique(np.append(np.searchsorted(way, np.linspace(0, way[-1], POINTS)), len(x) - 1))
+    return x[kept], y[kept]
 
 
 def compared_curves(curves: Mapping[str, Mapping[str, Curve]], names: Sequence[str]) -> Figure:
@@ -181,8 +185,9 @@ def compared_curves(curves: Mapping[str, Mapping[str, Curve]], names: Sequence[s
         for number, (run, of_run) in enumerate(curves.items()):
             points = of_run.get(name, [])
             if points:
-                colour = SERIES[number % len(SERIES)]
-                axes.plot(*zip(*points, strict=True), color=colour, label=plain(run), marker=".", markersize=4)
+                colour, style = SERIES[number % len(SERIES)], STYLES[number // len(SERIES) % len(STYLES)]
+                look: dict[str, Any] = {"color": colour, "linestyle": style, "marker": ".", "markersize": 4}
+                axes.plot(*zip(*points, strict=True), label=plain(run), **look)
         axes.set(xlabel="optimiser steps", ylabel=name)
         if axes.get_lines():
             axes.legend(frameon=False, fontsize=8)

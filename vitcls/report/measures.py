@@ -171,7 +171,7 @@ def _of_labels(outputs: Outputs) -> Figures:
         "auroc_macro": _mean(row["auroc"] for row in each),
         **{f"f1_{average}": _f1(targets, tuned, average) for average in ("macro", "micro", "weighted")},
         **{f"f1_{average}_at_half": _f1(targets, half, average) for average in ("macro", "micro", "weighted")},
-        "accuracy": float(np.mean((tuned == targets).all(axis=1))),
+        "subset_accuracy": float(np.mean((tuned == targets).all(axis=1))),
         "hamming_loss": float(np.mean(tuned != targets)),
         "log_loss": float(losses.mean()),
         "ece": expected_calibration_error(scores.reshape(-1), targets.reshape(-1)),
@@ -262,6 +262,9 @@ def _mean(values: Any) -> float | None:
 def _intervals(images: int, figures: dict[str, Callable[[NDArray[np.int64]], Any]]) -> dict[str, list[float]]:
     """The middle 95 % of each figure over resamples of the images (Efron 1979), the same for all figures."""
     random = np.random.default_rng(SEED)
-    drawn = [random.integers(images, size=images) for _ in range(RESAMPLES)]
-    found = {name: [figure(one) for one in drawn] for name, figure in figures.items()}
+    found: dict[str, list[float]] = {name: [] for name in figures}
+    for _ in range(RESAMPLES):
+        drawn = random.integers(images, size=images)
+        for name, figure in figures.items():
+            found[name].append(figure(drawn))
     return {name: np.nanpercentile(values, (2.5, 97.5)).tolist() for name, values in found.items()}

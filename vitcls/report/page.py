@@ -19,9 +19,8 @@ from vitcls.report.content import RunContent, SplitContent
 from vitcls.report.history import read_history
 from vitcls.report.measures import LOWER_IS_BETTER
 from vitcls.report.selection import Suspect
+from vitcls.run_config import choice_of, network_of, trained_of
 
-REPORT = "report"
-PAGE = "index.html"
 HEADLINES = {
     "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "log_loss"),
     "multilabel": ("map", "f1_macro", "log_loss"),
@@ -31,9 +30,9 @@ NOT_SHOWN = ("images", "intervals", "of_classes", "uncalibrated", "temperature")
 
 def write_page(content: RunContent) -> Path:
     """Write the folder `report/` of a run, over the one of before; the page."""
-    folder = content.run / REPORT
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = _drawn(content, folder / "figures")
+    folder = content.run / runs.REPORT
+    (folder / runs.FIGURES).mkdir(parents=True, exist_ok=True)
+    drawn = _drawn(content, folder / runs.FIGURES)
     page = (
         environment()
         .get_template("report.html")
@@ -47,7 +46,7 @@ def write_page(content: RunContent) -> Path:
             drawn=drawn,
             shown={role: _shown(split) for role, split in content.splits.items()},
             config=yaml.safe_dump(content.config, sort_keys=False, allow_unicode=True),
-            network=network_of(content.config),
+            network=described(content.config),
             lower=LOWER_IS_BETTER,
             not_shown=NOT_SHOWN,
             most_confused=figures.MOST_CONFUSED,
@@ -55,8 +54,8 @@ def write_page(content: RunContent) -> Path:
         )
     )
     runs.write_text(folder / "metrics.json", json.dumps(measured(content), indent=1) + "\n")
-    runs.write_text(folder / PAGE, page)
-    return folder / PAGE
+    runs.write_text(folder / runs.PAGE, page)
+    return folder / runs.PAGE
 
 
 def measured(content: RunContent) -> dict[str, Any]:
@@ -73,40 +72,62 @@ def measured(content: RunContent) -> dict[str, Any]:
 
 
 def judged_by(content: RunContent) -> str:
-    """On what the weights were chosen and on what they are measured, in a sentence or two."""
-    monitor, validated = monitor_of(content), content.splits.get("validation")
-    images = f" of {len(validated.outputs):,} validation images" if validated else ""
+    """On what the weights were chosen and on what they are measured, in two sentences."""
+    return f"{_chosen_by(content)} {_measured_on(content)}"
+
+
+def _chosen_by(content: RunContent) -> str:
     epoch = content.written.get("validation", {}).get("epoch")
-    chosen = f"The weights{f' (epoch {epoch})' if epoch is not None else ''} were chosen by {monitor}{images}."
-    test = content.splits.get("test")
+    weights = "The weights" if epoch is None else f"The weights (epoch {epoch})"
+    if _are_last(content):
+        return f"{weights} are the last ones, chosen by no figure."
+    validated = content.splits.get("validation")
+    images = f" of {_images_of(validated.outputs):,} validation images" if validated else ""
+    return f"{weights} were chosen by {monitor_of(content)}{images}."
+
+
+def _measured_on(content: RunContent) -> str:
+    test, written = content.splits.get("test"), content.written.get("test", {})
     if test is None:
-        return f"{chosen} No test data was read, so the figures are of the data that chose: somewhat too good."
-    reads = test.outputs.about.get("reads", 1)
+        why = "No answers of these weights to test data were kept" if written else "No test data was read"
+        which = "the validation data" if _are_last(content) else "the data that chose: somewhat too good"
+        return f"{why}, so the figures are of {which}."
+    about = test.outputs.about
+    # Also a test without a report reads the data.
+    reads = (written if written.get("fingerprint") == about["fingerprint"] else about).get("reads", 1)
     times = "once" if reads == 1 else f"{reads} times"
-    return f"{chosen} The figures are of {len(test.outputs):,} test images, read {times} for this run."
+    return f"The figures are of {_images_of(test.outputs):,} test images, read {times} for this run."
+
+
+def _are_last(content: RunContent) -> bool:
+    """Whether the weights were kept for being the last, whatever their figures."""
+    checkpoint = content.written.get("validation", {}).get("checkpoint")
+    return checkpoint == runs.LAST or monitor_of(content) == "epoch"
+
+
+def _images_of(outputs: Outputs) -> int:
+    """How many a split has that can be read; of a large one fewer were asked about for the report."""
+    about = outputs.about
+    return about["rows"] - about["unreadable"] if "rows" in about else len(outputs)
 
 
 def monitor_of(content: RunContent) -> str:
     """The figure by which the best epoch was chosen."""
-    for callback in (content.config.get("trainer") or {}).get("callbacks") or []:
-        if str(callback.get("class_path", "")).endswith("RunCheckpoint"):
-            return (callback.get("init_args") or {}).get("monitor") or runs.MONITOR[content.headline.outputs.task]
-    return runs.MONITOR[content.headline.outputs.task]
+    return choice_of(content.config, content.headline.outputs.task).monitor
 
 
-def network_of(config: Mapping[str, Any]) -> str:
-    """What was trained, in a few words."""
-    model = config.get("model")
-    if not model:
+def described(config: Mapping[str, Any]) -> str:
+    """Which network was trained, and what of it."""
+    if not config.get("model"):
         return "a network"
-    source = model.get("checkpoint") or (model.get("architecture") or {}).get("model_type", "a network from scratch")
-    adapter = model.get("adapter")
-    how = (
-        f"{adapter.get('method', 'lora')} adapter"
-        if adapter
-        else {"all": "all weights"}.get(str(model.get("train", "all")), f"{model.get('train')} alone")
-    )
-    return f"{Path(str(source)).name if Path(str(source)).is_absolute() else source}, {how}"
+    source, trained = network_of(config) or "a network from scratch", trained_of(config)
+    if trained.startswith("last"):
+        how = f"its {trained}"
+    else:
+        how = {"all": "all weights", "head": "the head alone", "bias": "the head and biases"}.get(
+            trained, f"{trained} adapter"
+        )
+    return f"{Path(source).name if Path(source).is_absolute() else source}, {how}"
 
 
 def _headlines(split: SplitContent) -> list[dict[str, Any]]:

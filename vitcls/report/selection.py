@@ -118,10 +118,10 @@ def _pairs(outputs: Outputs, scores: NDArray[np.float64]) -> list[Pair]:
 def suspects_of(outputs: Outputs, most: int = SUSPECTS) -> list[Suspect]:
     """Images whose labels are probably wrong, the worst first (Northcutt et al. 2021, arXiv:1911.00068, 3.1-3.2).
 
-    Ranked by the normalised margin: the score of the label less that of the likeliest other class. Of images that the
-    model was not trained on, only those of which another class is believed, that is, reaches the mean score that it has
-    among the images labelled with it; the others are plain mistakes. Training images are judged by a head that has not
-    seen their labels, and there each contradiction counts: on flower photos with 18 flipped labels among 450, 16 were
+    Ranked by the normalised margin: the score of the label less that of the likeliest other class that is believed.
+    Of images that the model was not trained on, a class is believed where it reaches the mean score that it has among
+    the images labelled with it; other contradictions are plain mistakes. Training images are judged by a head that has
+    not seen their labels, and there every class is believed: on flower photos with 18 flipped labels among 450, 16 were
     among the 30 first, and 3 among those believed.
 
     Args:
@@ -167,5 +167,6 @@ def _suspects_of_labels(targets: NDArray[np.bool_], scores: NDArray[np.float64],
 def _attributed(outputs: Outputs, mistakes: list[int]) -> list[int]:
     """Some images to ask where the network looked: half of them mistakes, the others spread over the split."""
     wrong = mistakes[: ATTRIBUTED // 2]
-    others = np.linspace(0, len(outputs) - 1, num=min(len(outputs), ATTRIBUTED)).astype(int).tolist()
-    return list(dict.fromkeys([*wrong, *others]))[:ATTRIBUTED]
+    others = np.setdiff1d(np.arange(len(outputs)), wrong)
+    spread = np.linspace(0, len(others) - 1, num=min(len(others), ATTRIBUTED - len(wrong))).astype(int)
+    return [*wrong, *others[spread].tolist()]
