@@ -216,6 +216,13 @@ def test_a_run_without_answers_is_refused(refuses, tmp_path):
     assert "--outptu" in refuses("report", tmp_path, "--outptu=x")
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "sessions.json"])
+def test_a_record_that_holds_something_else_is_damaged(name, refuses, tmp_path):
+    write_outputs(tmp_path, random_outputs())
+    (tmp_path / name).write_text('"x"')
+    assert f"{name} is damaged (it holds a str" in refuses("report", tmp_path)
+
+
 def test_answers_of_other_weights_are_left_out_and_said(trained, vitcls, tmp_path):
     run = shutil.copytree(trained / "run", tmp_path / "run")
     content = json.loads((run / "metrics.json").read_text())
