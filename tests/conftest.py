@@ -31,7 +31,13 @@ TINY |= {"image_size": 32, "patch_size": 8}
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    torch.set_num_threads(1)  # tiny networks are slower with more
+    torch.set_num_threads(1)  # tiny networks are slower with more, and cost up to five times as much
+
+
+@pytest.fixture(autouse=True)
+def _still_one_thread(_one_thread):
+    """Also after a test that took more."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,8 +60,9 @@ def test_a_trained_and_tested_run_is_told_as_it_was(listed, trained, tiny_vit, c
     assert (run["state"], run["note"]) == ("finished", "")
 
 
-def test_a_run_folder_itself_can_be_named_also_twice(listed, trained):
-    assert list(listed(trained / "one", trained, trained / "one" / "..")) == ["one"]
+def test_a_run_folder_itself_can_be_named_also_twice(vitcls, trained):
+    _, out, _ = vitcls("runs", "--json", trained / "one", trained, trained / "one" / "..")
+    assert len(json.loads(out)) == 1
 
 
 def test_the_last_trained_is_first_and_a_later_test_changes_nothing(vitcls, tmp_path):

@@ -12,10 +12,12 @@ from vitcls.__main__ import VERBS
 from vitcls.bench.command import parse as parse_bench
 from vitcls.check.command import CheckCLI
 from vitcls.cli import VitclsCLI
+from vitcls.report.command import report_parser
 from vitcls.soup.command import soup_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "configs").rglob("*.yaml"))]
+READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+PAGES = [*READMES, ROOT / "configs" / "README.md", *sorted((ROOT / "configs").rglob("*.yaml"))]
 COMMAND = re.compile(rf"python -m vitcls ((?:{'|'.join(VERBS)}) .+?)(?:`|$)", re.MULTILINE)
 
 
@@ -66,6 +68,8 @@ def test_every_command_of_the_documents_is_understood(command):
                 CheckParser(words[1:])
         elif words[0] == "soup":
             soup_parser().parse_args(words[1:])
+        elif words[0] == "report":
+            report_parser().parse_args(words[1:])
         else:
             parser_of(words[0]).parse_args(words)
     except ArgumentError as error:
@@ -76,7 +80,10 @@ def test_the_documents_do_have_commands():
     assert len(commands()) >= 8
 
 
-@pytest.mark.parametrize("option", re.findall(r"^\| .+? \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+OPTION_ROWS = [re.findall(r"^\| .+? \| (.+) \|$", page.read_text(), re.MULTILINE) for page in READMES]
+
+
+@pytest.mark.parametrize("option", sorted({row for rows in OPTION_ROWS for row in rows}))
 def test_every_option_of_the_table_is_understood(option):
     for words in re.findall(r"`(--[^`]+)`", option):
         try:
@@ -86,7 +93,8 @@ def test_every_option_of_the_table_is_understood(option):
 
 
 def test_the_readme_names_every_file_of_a_run_folder():
-    from vitcls import runs
+    from vitcls import outputs, runs
+    from vitcls.report import page
 
     text = (ROOT / "README.md").read_text()
     for name in (
@@ -98,6 +106,9 @@ def test_the_readme_names_every_file_of_a_run_folder():
         runs.LAST,
         runs.MODEL,
         runs.THRESHOLDS,
+        runs.SESSIONS,
+        outputs.OUTPUTS,
+        page.REPORT,
     ):
         assert name in text
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 from transformers import pipeline
 
@@ -23,7 +22,6 @@ def test_a_pretrained_network_learns_five_flowers_in_one_epoch(vitcls, shared, t
         "trainer.precision": 32,
         "trainer.enable_progress_bar": "false",
     }
-    torch.set_num_threads(2)
     assert vitcls("fit", *(f"--{key}={value}" for key, value in words.items()))[0] == 0
     run = tmp_path / "food101"
     assert json.loads((run / "metrics.json").read_text())["validation"]["val/accuracy"] >= 0.6

@@ -114,6 +114,15 @@ def test_a_resume_in_the_same_words_has_a_logger_once(vitcls, fit_words, tmp_pat
     assert [one["class_path"] for one in config["trainer"]["logger"]] == ["lightning.pytorch.loggers.CSVLogger"]
 
 
+def test_a_prediction_says_that_it_logs_nothing(vitcls, trained, colours, tmp_path):
+    words = ["--data.predict", colours / "test", "--output", tmp_path / "out.csv", "--trainer.accelerator=cpu"]
+    csv = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}"]
+    status, out, err = vitcls("predict", "--ckpt_path", trained(), *words, *csv)
+    assert status == 0, err
+    assert "predict has no figures to log" in out
+    assert not (tmp_path / "csv").exists()
+
+
 @pytest.fixture
 def report(tmp_path):
     """The folder of a report with a page and two figures, one of which is no PNG."""

@@ -217,6 +217,8 @@ class VitclsCLI(LightningCLI):
             added = [] if config.enable_checkpointing is False else [RunCheckpoint(runs.MONITOR[self.model.task])]
             callbacks += fit_callbacks(callbacks, self.run, added)
             kwargs |= {"default_root_dir": str(self.run.parent), **length(config)}
+        if predicts and config.logger:
+            log.warning("predict has no figures to log: --trainer.logger is left out")
         if not fits:
             kwargs |= {"logger": not predicts and (config.logger or False), "enable_checkpointing": False}
         try:
