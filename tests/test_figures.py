@@ -6,7 +6,7 @@ from sklearn.metrics import auc, average_precision_score
 
 from tests.test_outputs import random_outputs
 from vitcls.drawing import SERIES
-from vitcls.report.figures import POINTS, compared_curves, ranking_curves
+from vitcls.report.figures import POINTS, compared_curves, ranking_curves, reliability_diagram
 
 
 @pytest.mark.parametrize("classes", [4, 101, 500])
@@ -26,6 +26,12 @@ def test_no_two_classes_look_alike(classes):
     for axes in ranking_curves(random_outputs(images=200, classes=classes)).axes:
         colours = [line.get_color() for line in axes.lines if line.get_linewidth() == 1]
         assert len(set(colours)) == len(colours) == (classes if classes <= len(SERIES) else 0)
+
+
+@pytest.mark.parametrize(("task", "says"), [("multiclass", "right answers"), ("multilabel", "labels that are there")])
+def test_a_reliability_diagram_says_what_its_shares_are_of(task, says):
+    left, _ = reliability_diagram(random_outputs(task, temperature=1.0)).axes
+    assert left.get_ylabel() == f"share of {says}"
 
 
 def test_no_two_runs_look_alike():

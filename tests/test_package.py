@@ -43,6 +43,7 @@ LAYERS = (
         "vitcls.report",
         "vitcls.answers",
         "vitcls.sessions",
+        "vitcls.run_record",
     ),
     ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.overview", "vitcls.soup", "vitcls.bench"),
     ("vitcls.__main__",),

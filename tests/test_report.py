@@ -209,11 +209,17 @@ def test_without_a_report_nothing_of_it_is_written(vitcls, fit_words, tmp_path):
 
 
 def test_a_run_without_answers_is_refused(refuses, tmp_path):
-    assert "keeps nothing" not in refuses("report", tmp_path / "none")
     assert "does not exist" in refuses("report", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "holds no answers of its model" in refuses("report", tmp_path / "empty")
     assert "--outptu" in refuses("report", tmp_path, "--outptu=x")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "sessions.json"])
+def test_a_record_that_holds_something_else_is_damaged(name, refuses, tmp_path):
+    write_outputs(tmp_path, random_outputs())
+    (tmp_path / name).write_text('"x"')
+    assert f"{name} is damaged (it holds a str" in refuses("report", tmp_path)
 
 
 def test_answers_of_other_weights_are_left_out_and_said(trained, vitcls, tmp_path):
@@ -267,7 +273,8 @@ def test_of_multilabel_data(vitcls, tiny_vit, scenes, tmp_path):
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())["validation"]
     assert report["validation"]["map"] == pytest.approx(figures["val/map"], abs=1e-6)
     assert report["validation"]["log_loss"] == pytest.approx(figures["val/loss"], abs=1e-5)
-    assert "AUROC" not in page_of(tmp_path / "run").partition("<h2")[0]
+    headlines = re.findall("<dt>(.+?)</dt>", page_of(tmp_path / "run").partition("<h2")[0])
+    assert headlines == ["map", "f1 macro", "log loss"]
 
 
 def test_the_temperature_is_applied_by_predict(trained, vitcls, colours, tmp_path):

@@ -148,8 +148,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 def read_sessions(run: Path) -> list[dict[str, Any]]:
     """The content of `sessions.json`, an entry for each time that the run was trained; empty where there is none."""
-    content: Any = _read_json(run / SESSIONS)
-    return list(content) if isinstance(content, list) else []
+    return _read_json(run / SESSIONS, list)
 
 
 def read_splits(run: Path) -> dict[str, Any]:
@@ -167,13 +166,16 @@ def write_tracking(run: Path, arguments: dict[str, dict[str, Any]]) -> None:
     write_text(run / TRACKING, json.dumps(arguments, indent=2) + "\n")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path, kind: type = dict) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else kind()
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}, not a {kind.__name__}")
     except ValueError as error:
         raise UserError(
             f"{file} is damaged ({error}); restore it from a copy, or delete it to go on without."
         ) from error
+    return content
 
 
 def write_metrics(run: Path, section: str, figures: dict[str, Any]) -> None:

@@ -83,8 +83,8 @@ def _metrics(folder: Path, found: RunSummary) -> dict[str, Any]:
     try:
         content = runs.read_metrics(folder)
     except (UserError, OSError):
-        content = None
-    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        content = {runs.METRICS: None}
+    if not all(isinstance(section, dict) for section in content.values()):
         found.damaged(f"{runs.METRICS} is damaged")
         return {}
     return content

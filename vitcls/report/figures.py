@@ -91,13 +91,17 @@ def _short(name: str) -> str:
 
 
 def reliability_diagram(outputs: Outputs) -> Figure:
-    """Share of right answers over the score, with and without the temperature, and how many images have which score."""
+    """Share of right answers over the score, with and without the temperature, and how many images have which score.
+
+    Of multilabel data, over the score of each label the share of images that have it.
+    """
     figure = Figure((9, 3.6))
     left, right = figure.subplots(1, 2)
     edges = np.linspace(0, 1, BINS + 1).tolist()
     left.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+    several = outputs.task == "multilabel"
     views = [(outputs.temperature, f"temperature {outputs.temperature:.2f}")]
-    if outputs.task == "multilabel":
+    if several:
         views = [(1.0, "labels")]
     elif outputs.temperature != 1:
         views.insert(0, (1.0, "without"))
@@ -106,8 +110,9 @@ def reliability_diagram(outputs: Outputs) -> Figure:
         _, means, shares = reliability(score, is_right)
         left.plot(means, shares, color=colour, marker="o", markersize=4, label=name)
         right.hist(score, bins=edges, histtype="step", color=colour, label=name)
-    left.set(xlabel="score of the answer", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
-    right.set(xlabel="score of the answer", ylabel="answers", xlim=(0, 1))
+    score_of, share_of = ("a label", "labels that are there") if several else ("the answer", "right answers")
+    left.set(xlabel=f"score of {score_of}", ylabel=f"share of {share_of}", xlim=(0, 1), ylim=(0, 1.02))
+    right.set(xlabel=f"score of {score_of}", ylabel="labels" if several else "answers", xlim=(0, 1))
     left.legend(frameon=False)
     return figure
 
