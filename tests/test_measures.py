@@ -129,6 +129,11 @@ def test_one_resample_at_a_time_is_in_memory():
     assert peak < 10 * 20_000 * 8
 
 
+def test_what_all_resamples_agree_on_has_no_interval():
+    perfect = measure(outputs_of(5 * np.eye(3)[np.arange(9) % 3], np.arange(9) % 3))
+    assert "accuracy" not in perfect["intervals"]
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_all_of_it_is_json(task):
     json.dumps(measure(random_outputs(task)), allow_nan=False)

@@ -211,6 +211,8 @@ def test_without_a_report_nothing_of_it_is_written(vitcls, fit_words, tmp_path):
 def test_a_run_without_answers_is_refused(refuses, tmp_path):
     assert "does not exist" in refuses("report", tmp_path / "none")
     (tmp_path / "empty").mkdir()
+    assert "is not the folder of a run" in refuses("report", tmp_path / "empty")
+    (tmp_path / "empty" / "config.yaml").write_text("{}")
     assert "holds no answers of its model" in refuses("report", tmp_path / "empty")
     assert "--outptu" in refuses("report", tmp_path, "--outptu=x")
 
@@ -294,6 +296,47 @@ def test_the_temperature_is_applied_by_predict(trained, vitcls, colours, tmp_pat
         assert float(rows[name]["score"]) == pytest.approx(scores.max(), abs=2e-6)
 
 
+def test_a_temperature_that_was_given_is_not_said_to_be_chosen(trained, vitcls, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    assert "The validation images chose the temperature; <code>predict" in page_of(run)
+    assert vitcls("test", "--ckpt_path", run, "--report=true", "--model.temperature=3")[0] == 0
+    assert "The temperature was given with <code>--model.temperature</code>" in page_of(run)
+    assert json.loads((run / "report" / "metrics.json").read_text())["test"]["temperature"] == 3
+
+
+def test_several_views_are_said(trained, vitcls, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    assert "mean over several views" not in page_of(run)
+    assert vitcls("test", "--ckpt_path", run, "--report=true", "--data.tta=flip")[0] == 0
+    assert "(<code>--data.tta flip</code>)" in page_of(run)
+
+
+def test_each_test_set_has_its_own_count_and_validation_images_are_no_test(trained, vitcls, colours, tmp_path):
+    run = shutil.copytree(trained / "fitted", tmp_path / "run")
+    test, other = (["test", "--ckpt_path", run, *words] for words in ([], ["--data.eval_limit=6"]))
+    for words in (test, other, ["test", "--ckpt_path", run, f"--data.test_dir={colours / 'test'}"]):
+        assert vitcls(*words)[0] == 0
+    assert "now been read 3 times" in vitcls(*test)[1] + vitcls(*test)[1]
+    reads = json.loads((run / "metrics.json").read_text())["test"]["reads_of"]
+    assert sum(reads.values()) == 5
+    fit = json.loads((run / "splits.json").read_text())
+    test_split = read_outputs(trained / "run", "test")
+    fit["validation"] = {"source": "x", "fingerprint": test_split.about["fingerprint"], "rows": test_split.ids.tolist()}
+    (run / "splits.json").write_text(json.dumps(fit))
+    out = vitcls(*test, "--report=true")[1]
+    assert "these rows chose the weights" in out
+    assert "They are among those that chose the weights" in page_of(run)
+
+
+def test_a_test_that_could_not_be_counted_is_refused_before_it_reads(trained, refuses, monkeypatch, tmp_path):
+    run = shutil.copytree(trained / "fitted", tmp_path / "run")
+    (run / "metrics.json").write_text("[")
+    assert "metrics.json is damaged" in refuses("test", "--ckpt_path", run)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    shutil.copy(trained / "fitted" / "metrics.json", run)
+    assert "would not be counted" in refuses("test", "--ckpt_path", run)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -362,12 +405,23 @@ def test_runs_on_other_images_are_not_compared(vitcls, tmp_path):
     assert "measured on different images" in (tmp_path / "both" / "index.html").read_text()
 
 
+def test_other_images_of_the_same_names_are_other_images(vitcls, tmp_path):
+    a = made_up(tmp_path / "a", np.arange(100) > 9, sizes="1")
+    b = made_up(tmp_path / "b", np.arange(100) > 9, sizes="2")
+    assert vitcls("report", a, b, "--output", tmp_path / "both")[0] == 0
+    assert json.loads((tmp_path / "both" / "comparison.json").read_text())["role"] is None
+
+
 def test_comparisons_that_make_no_sense_are_refused(refuses, tmp_path):
     a = made_up(tmp_path / "a", np.arange(100) > 9)
     b = made_up(tmp_path / "b", np.arange(100) > 9, labels=["w", "x", "y", "z"])
     assert "other classes" in refuses("report", a, b, "--output", tmp_path / "both")
     assert "named twice" in refuses("report", a, a)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
     c = made_up(tmp_path / "c", np.arange(100) > 9)
+    assert "holds something else than a comparison" in refuses("report", a, c, "--output", tmp_path / "site")
+    assert "--output is for the comparison" in refuses("report", a, "--output", tmp_path / "both")
     assert "is the folder of a run" in refuses("report", a, c, "--output", c)
 
 

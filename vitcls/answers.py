@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 from vitcls import runs
 from vitcls.callbacks.answers import joined
 from vitcls.data.datamodule import ImageDataModule
-from vitcls.data.rows import TableImages, names_of_images
+from vitcls.data.rows import TableImages, digest_of_sizes, names_of_images
 from vitcls.data.splits import Split
 from vitcls.left_out import left_out_scores
 from vitcls.models.attribution import attributed, has_attention
@@ -48,7 +48,7 @@ def keep_after_fit(run: Path, model: ViTClassifier, datamodule: ImageDataModule,
         trainer: whose device and precision are used.
     """
     written = runs.read_metrics(run)["validation"]
-    about = {name: written[name] for name in ("checkpoint", "epoch", "step")}
+    about = {name: written[name] for name in ("checkpoint", "epoch", "step")} | {"views": datamodule.hparams["tta"]}
     model = cast(ViTClassifier, trainer.precision_plugin.convert_module(model))  # bf16-true takes no float32 weights
     model.to(trainer.strategy.root_device).eval()
     for role in ("validation", "train"):
@@ -58,18 +58,19 @@ def keep_after_fit(run: Path, model: ViTClassifier, datamodule: ImageDataModule,
             keep(run, role, model, split, answers, {**about, "asked": min(len(split), ASKED)}, features)
 
 
-def keep_after_test(run: Path, model: ViTClassifier, split: Split, answers: Answers) -> None:
+def keep_after_test(run: Path, model: ViTClassifier, datamodule: ImageDataModule, answers: Answers) -> None:
     """Keep the answers to the test images.
 
     Args:
         run: the folder, after the test figures were written.
         model: that was tested.
-        split: the test rows.
+        datamodule: after the test.
         answers: from `TestAnswers`.
     """
-    written = runs.read_metrics(run)["test"]
-    about = {name: written[name] for name in ("checkpoint", "step", "reads")}
-    keep(run, "test", model, split, answers, {**about, "asked": len(split)})
+    written, split = runs.read_metrics(run)["test"], cast(Split, datamodule.splits["test"])
+    about = {name: written[name] for name in ("checkpoint", "step", "reads", "chose_the_weights")}
+    about |= {"asked": len(split), "views": datamodule.hparams["tta"]}
+    keep(run, "test", model, split, answers, about)
 
 
 @torch.inference_mode()
@@ -129,7 +130,7 @@ def keep(
         logits,
         model.temperature,
         thresholds_of(labels, model.thresholds).numpy(),
-        {**about, **_facts_of(split), "unreadable": about["asked"] - len(ids)},
+        {**about, **_facts_of(split, positions, model), "unreadable": about["asked"] - len(ids)},
         None if features is None or len(ids) < 2 else left_out_scores(features, one_hot(targets, len(labels))),
     )
     pictures = _pictures(model.eval(), TableImages(split), outputs, positions)
@@ -137,8 +138,14 @@ def keep(
     write_pictures(run, role, pictures)
 
 
-def _facts_of(split: Split) -> dict[str, Any]:
-    return {"rows": len(split), "source": split.name, "fingerprint": split.fingerprint}
+def _facts_of(split: Split, positions: NDArray[np.int64], model: ViTClassifier) -> dict[str, Any]:
+    return {
+        "rows": len(split),
+        "source": split.name,
+        "fingerprint": split.fingerprint,
+        "sizes": digest_of_sizes(split, positions),
+        "temperature_given": model.hparams["temperature"] is not None,
+    }
 
 
 def one_hot(targets: Targets, classes: int) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """fit, validate, test and predict: LightningCLI, joined with run folders."""
 
 import logging
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -300,6 +301,22 @@ class VitclsCLI(LightningCLI):
             return
         attach_report(self.trainer.loggers, page.parent, self.trainer.global_step or self._steps_before)
 
+    def before_test(self) -> None:
+        """Refuse a run folder in which the reading could not be noted: test data is read once, and counted.
+
+        Raises:
+            UserError: the folder cannot be written, or its record is damaged.
+        """
+        if self.checkpoint is None or self.checkpoint.run is None:
+            log.info("the figures are kept nowhere, since there is no run folder")
+            return
+        runs.read_metrics(self.checkpoint.run)
+        if not os.access(self.checkpoint.run, os.W_OK):
+            raise UserError(
+                f"The run {self.checkpoint.run} cannot be written to, so that this reading of the test data would not "
+                "be counted; copy the folder to where it can, or give a .ckpt of it from another folder."
+            )
+
     def after_test(self) -> None:
         """Keep the test figures with the run, if the whole test set was measured."""
         limit = self.trainer.limit_test_batches
@@ -311,7 +328,7 @@ class VitclsCLI(LightningCLI):
             kept = records.write_test(self.checkpoint, split, self.trainer.callback_metrics, of_labels)
             if kept and self._answers is not None:
                 found = self._answers.ids, self._answers.logits
-                answers.keep_after_test(self.checkpoint.run, self.model, split, found)
+                answers.keep_after_test(self.checkpoint.run, self.model, self.datamodule, found)
                 self._report_on(self.checkpoint.run)
 
 

@@ -1,5 +1,6 @@
 """How the figures of pages look: readable on white and on black, without a window."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO, StringIO
@@ -29,7 +30,9 @@ _STYLE: Any = {
 @contextmanager
 def styled() -> Iterator[None]:
     """Figures that are made and written in this block look alike."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A PNG lacks what the font has not; the page's own figures are text, and browsers have fonts for it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 

@@ -22,6 +22,7 @@ from vitcls.models.folder import TOLERANCE, reload_difference, write_model_folde
 
 log = logging.getLogger(__name__)
 
+_OF_READING = ("step", "source", "images", "fingerprint", "reads", "reads_of")  # of a test; the rest are its figures
 IMAGES_COMPARED = 4  # validation images on which a reloaded model must give the same logits
 
 
@@ -181,8 +182,12 @@ def write_test(
     if split.trained_on or (trained is not None and split.overlaps(trained)):
         log.warning("these rows were trained on, so their figures are no test and are not kept in %s", runs.METRICS)
         return False
-    before = runs.read_metrics(checkpoint.run).get("test", {})
-    reads = before.get("reads", 0) + 1 if before.get("fingerprint") == split.fingerprint else 1
+    validated = runs.read_splits(checkpoint.run).get("validation")
+    chose = validated is not None and split.overlaps(validated)
+    if chose:
+        log.warning("these rows chose the weights, as validation data, so their figures are somewhat too good")
+    times = dict(runs.read_metrics(checkpoint.run).get("test", {}).get("reads_of", {}))
+    reads = times[split.fingerprint] = times.get(split.fingerprint, 0) + 1
     if reads > 1:
         log.warning("this test set has now been read %d times for this run; do not choose by it", reads)
     figures = {
@@ -192,6 +197,8 @@ def write_test(
         "images": len(split),
         "fingerprint": split.fingerprint,
         "reads": reads,
+        "reads_of": times,
+        "chose_the_weights": chose,
         **{k: float(v) for k, v in metrics.items() if k.startswith("test/")},
         **_f1_of_labels("test", of_labels),
     }
@@ -207,7 +214,7 @@ def _mark_stale_test(run: Path, step: int) -> None:
     """Test figures of weights that are no longer there are dropped; how often the set was read stays."""
     test = runs.read_metrics(run).get("test")
     if test is not None and test["step"] != step:
-        runs.write_metrics(run, "test", {k: test[k] for k in ("step", "source", "images", "fingerprint", "reads")})
+        runs.write_metrics(run, "test", {k: test[k] for k in _OF_READING if k in test})
 
 
 def _best_or_last(run: Path) -> Checkpoint | None:

@@ -127,6 +127,21 @@ def names_of_images(split: Split, positions: NDArray[np.int64]) -> list[str]:
     return [_name(path, stored, row, split) for row in split.rows[positions].tolist() for path, stored in [known[row]]]
 
 
+def digest_of_sizes(split: Split, positions: NDArray[np.int64]) -> str:
+    """Of how many bytes the images at some positions have: others of the same names hardly have the same sizes."""
+    column = split.table.select_columns([split.image_column]).with_format("arrow")
+    sizes: list[int] = []
+    for batch in column.iter(1000):
+        for chunk in batch[split.image_column].chunks:
+            lengths, paths = pc.binary_length(chunk.field("bytes")).to_pylist(), chunk.field("path").to_pylist()
+            sizes += [_size(path) if length is None else length for length, path in zip(lengths, paths, strict=True)]
+    return hashlib.sha256(repr([sizes[row] for row in split.rows[positions].tolist()]).encode()).hexdigest()
+
+
+def _size(path: str | None) -> int:
+    return os.stat(path).st_size if path and os.path.exists(path) else -1  # noqa: PTH110, PTH116 - thrice as fast
+
+
 def _name(path: str | None, stored: bool, row: int, split: Split) -> str:
     if path and not stored:
         return path

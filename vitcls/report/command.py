@@ -61,7 +61,10 @@ def report_parser() -> ArgumentParser:
     )
     parser.add_argument("runs", type=str, nargs="+", help="run folders.")
     parser.add_argument(
-        "--output", type=str, default=COMPARISON, help="of several runs: the folder of the comparison to write."
+        "--output",
+        type=str | None,
+        default=None,
+        help=f"of several runs: the folder of the comparison to write (default: {COMPARISON}).",
     )
     return parser
 
@@ -69,11 +72,13 @@ def report_parser() -> ArgumentParser:
 def _report(options: Namespace) -> None:
     folders = [Path(run).expanduser() for run in options.runs]
     if len(folders) == 1:
+        if options.output is not None:
+            raise UserError("--output is for the comparison of several runs; the report of one is in its folder.")
         write_report(folders[0])
         return
     from vitcls.report.comparison import write_comparison
 
-    output = Path(options.output).expanduser()
+    output = Path(options.output or COMPARISON).expanduser()
     with _writing(output):
         page = write_comparison(folders, output)
     log.info("comparison: %s", page)

@@ -19,6 +19,7 @@ from vitcls.report.history import read_history
 from vitcls.report.measures import LOWER_IS_BETTER, RESAMPLES, SEED
 from vitcls.report.page import NOT_SHOWN, environment, judged_by, monitor_of
 
+COMPARED = "comparison.json"
 NOT_COMPARED = ("run_name", "trainer.default_root_dir", "ckpt_path")  # where a run lies is no difference of it
 
 
@@ -75,7 +76,7 @@ def write_comparison(folders: list[Path], output: Path) -> Path:
     values |= {"curves": _drawn(contents, output), "version": __version__}
     values |= {"lower": LOWER_IS_BETTER, "not_shown": NOT_SHOWN}
     values["judged"] = {name: judged_by(content) for name, content in contents.items()}
-    runs.write_text(output / "comparison.json", json.dumps(record, indent=1) + "\n")
+    runs.write_text(output / COMPARED, json.dumps(record, indent=1) + "\n")
     runs.write_text(output / runs.PAGE, page.render(**values))
     return output / runs.PAGE
 
@@ -95,6 +96,8 @@ def _check_folders(folders: list[Path], output: Path) -> None:
         raise UserError("The same run is named twice; a comparison is of different runs.")
     if (output / runs.CONFIG).exists():
         raise UserError(f"--output {str(output)!r} is the folder of a run; give one of its own for the comparison.")
+    if output.is_dir() and any(output.iterdir()) and not (output / COMPARED).is_file():
+        raise UserError(f"--output {str(output)!r} holds something else than a comparison; give a folder of its own.")
 
 
 def _plain_figures(split: SplitContent) -> dict[str, Any]:
@@ -142,7 +145,8 @@ def _common_role(contents: list[RunContent]) -> str | None:
     for role in ("test", "validation"):
         if all(role in content.splits for content in contents):
             outputs = [content.splits[role].outputs for content in contents]
-            if len({(one.about["fingerprint"], one.ids.tobytes()) for one in outputs}) == 1:
+            images = ((one.about["fingerprint"], one.about.get("sizes"), one.ids.tobytes()) for one in outputs)
+            if len(set(images)) == 1:
                 return role
     return None
 

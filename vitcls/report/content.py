@@ -56,6 +56,8 @@ def read_content(run: Path) -> RunContent:
     """
     if not run.is_dir():
         raise UserError(f"The run {str(run)!r} does not exist; `python -m vitcls runs` lists those that do.")
+    if not any((run / name).exists() for name in (runs.CONFIG, runs.METRICS, runs.OUTPUTS, *runs.CHECKPOINTS)):
+        raise UserError(f"{run} is not the folder of a run; `python -m vitcls runs {run}` lists those that are in it.")
     found = {role: outputs for role in ROLES if (outputs := read_outputs(run, role)) is not None and len(outputs)}
     written = runs.read_metrics(run)
     step = written.get("validation", {}).get("step")
@@ -65,7 +67,7 @@ def read_content(run: Path) -> RunContent:
         raise UserError(
             f"{run} holds no answers of its model to report on ({runs.OUTPUTS}/): they are kept at the end of `fit` "
             f"and `test`, unless --report false was said; `python -m vitcls test --ckpt_path {run}` makes those to the "
-            "test images."
+            "test images. A training that was interrupted goes on with `fit --ckpt_path` first."
         )
     return RunContent(run, splits, stale, runs.read_config(run), written, runs.read_sessions(run))
 

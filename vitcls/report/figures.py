@@ -160,7 +160,9 @@ def ranking_curves(outputs: Outputs) -> Figure:
     roc.set(xlabel="share of others taken for it", ylabel="share of it that is found", xlim=(0, 1), ylim=(0, 1.02))
     precision.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     if precision.get_legend_handles_labels()[1]:
-        precision.legend(frameon=False, fontsize=8, loc="lower left")
+        lines = precision.get_legend_handles_labels()
+        # Below both: inside of one it would lie over its curves.
+        figure.legend(*lines, frameon=False, ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0))
     return figure
 
 

@@ -25,6 +25,7 @@ HEADLINES = {
     "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "log_loss"),
     "multilabel": ("map", "f1_macro", "log_loss"),
 }
+NOT_DEFINED = "–"  # noqa: RUF001 - a dash of the width of a digit
 NOT_SHOWN = ("images", "intervals", "of_classes", "uncalibrated", "temperature")  # where they have a place of their own
 
 
@@ -46,7 +47,7 @@ def write_page(content: RunContent) -> Path:
             drawn=drawn,
             shown={role: _shown(split) for role, split in content.splits.items()},
             config=yaml.safe_dump(content.config, sort_keys=False, allow_unicode=True),
-            network=described(content.config),
+            network=_network(content),
             lower=LOWER_IS_BETTER,
             not_shown=NOT_SHOWN,
             most_confused=figures.MOST_CONFUSED,
@@ -96,7 +97,9 @@ def _measured_on(content: RunContent) -> str:
     # Also a test without a report reads the data.
     reads = (written if written.get("fingerprint") == about["fingerprint"] else about).get("reads", 1)
     times = "once" if reads == 1 else f"{reads} times"
-    return f"The figures are of {_images_of(test.outputs):,} test images, read {times} for this run."
+    figures = f"The figures are of {_images_of(test.outputs):,} test images, read {times} for this run."
+    chose = about.get("chose_the_weights")
+    return f"{figures} They are among those that chose the weights, so the figures are too good." if chose else figures
 
 
 def _are_last(content: RunContent) -> bool:
@@ -114,6 +117,11 @@ def _images_of(outputs: Outputs) -> int:
 def monitor_of(content: RunContent) -> str:
     """The figure by which the best epoch was chosen."""
     return choice_of(content.config, content.headline.outputs.task).monitor
+
+
+def _network(content: RunContent) -> str:
+    parts = content.written.get("soup", {}).get("mean_of")
+    return f"The mean of the weights of {', '.join(parts)}" if parts else described(content.config)
 
 
 def described(config: Mapping[str, Any]) -> str:
@@ -240,12 +248,18 @@ def environment() -> Environment:
         loader=PackageLoader("vitcls.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["figure"] = _figure
+    environment.filters["option"] = _option
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     return environment
+
+
+def _option(value: Any) -> str:
+    """The value of an option as YAML has it in one line."""
+    return NOT_DEFINED if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _figure(value: Any) -> str:
     """A number with as many digits as it deserves."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"  # noqa: RUF001 - a dash of the width of a digit
+        return NOT_DEFINED
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

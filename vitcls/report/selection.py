@@ -54,13 +54,18 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Selection:
-    """Positions of the images that a report shows of a split."""
+    """Positions of the images that a report shows of a split.
+
+    Attributes:
+        suspected: how many suspects there are; the worst of them are `suspects`.
+    """
 
     mistakes: list[int]
     doubtful: list[int]
     pairs: list[Pair]
     suspects: list[Suspect]
     attributed: list[int]
+    suspected: int
 
     @property
     def all(self) -> list[int]:
@@ -72,13 +77,14 @@ class Selection:
 
 def select(outputs: Outputs) -> Selection:
     """What a report shows of a split; of training images only the suspects, since the others were learned."""
-    suspects = suspects_of(outputs)
+    found = suspects_of(outputs)
+    suspects = found[:SUSPECTS]
     if outputs.role == "train":
-        return Selection([], [], [], suspects, [])
+        return Selection([], [], [], suspects, [], len(found))
     scores = outputs.probabilities()
     mistakes, doubtful = _of_labels(outputs, scores) if outputs.task == "multilabel" else _of_classes(outputs, scores)
     pairs = [] if outputs.task == "multilabel" else _pairs(outputs, scores)
-    return Selection(mistakes, doubtful, pairs, suspects, _attributed(outputs, mistakes))
+    return Selection(mistakes, doubtful, pairs, suspects, _attributed(outputs, mistakes), len(found))
 
 
 def _of_classes(outputs: Outputs, scores: NDArray[np.float64]) -> tuple[list[int], list[int]]:
@@ -115,7 +121,7 @@ def _pairs(outputs: Outputs, scores: NDArray[np.float64]) -> list[Pair]:
     return pairs
 
 
-def suspects_of(outputs: Outputs, most: int = SUSPECTS) -> list[Suspect]:
+def suspects_of(outputs: Outputs) -> list[Suspect]:
     """Images whose labels are probably wrong, the worst first (Northcutt et al. 2021, arXiv:1911.00068, 3.1-3.2).
 
     Ranked by the normalised margin: the score of the label less that of the likeliest other class that is believed.
@@ -126,19 +132,18 @@ def suspects_of(outputs: Outputs, most: int = SUSPECTS) -> list[Suspect]:
 
     Args:
         outputs: of the images.
-        most: how many at most.
     """
     trained = outputs.left_out is not None
     scores = outputs.left_out.astype(np.float64) if outputs.left_out is not None else outputs.probabilities()
     if outputs.task == "multilabel":
-        return _suspects_of_labels(outputs.targets.astype(bool), scores, everywhere=trained)[:most]
+        return _suspects_of_labels(outputs.targets.astype(bool), scores, everywhere=trained)
     rows, targets = np.arange(len(scores)), outputs.targets
     believed = np.ones(scores.shape, bool) if trained else scores >= _own_score(scores, targets)
     believed[rows, targets] = False
     likely = np.where(believed, scores, -np.inf).argmax(axis=1)
     margin = scores[rows, targets] - scores[rows, likely]
     suspects = np.flatnonzero(believed.any(axis=1) & (margin < 0))
-    worst = suspects[np.argsort(margin[suspects], kind="stable")][:most]
+    worst = suspects[np.argsort(margin[suspects], kind="stable")]
     return [Suspect(int(n), int(targets[n]), int(likely[n]), float(margin[n])) for n in worst]
 
 
