@@ -113,16 +113,6 @@ def linked_files(folder: Path) -> list[Path]:
     return [link for link in folder.rglob("*") if link.is_file()]
 
 
-def test_an_output_that_was_finished_without_links_is_not_taken_for_sorted(vitcls, words, tmp_path):
-    assert vitcls(*words)[0] == 0
-    words = [*words, "--sort_into", tmp_path / "sorted"]
-    status, out, _ = vitcls(*words, "--resume=true")
-    assert status == 0
-    assert "is left empty: leave --resume out" in out
-    assert vitcls(*words)[0] == 0
-    assert "is left empty" not in vitcls(*words, "--resume=true")[1]
-
-
 def test_only_files_can_be_sorted(vitcls, refuses, words, colours, tmp_path):
     embed(colours / "test", tmp_path / "images.parquet", names=[])
     into = ["--sort_into", tmp_path / "sorted"]

@@ -58,12 +58,6 @@ class PredictionWriter(BasePredictionWriter):
         """Whether a predict that is to go on has an output already, and nothing beside it that is unfinished."""
         return self._options.resumes and self._options.output.is_file() and not self._parts.folder.is_dir()
 
-    def tell_what_is_not_sorted(self) -> None:
-        """Warn of an output that was finished without the links that are asked for now."""
-        folder = self._options.sort_into
-        if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
-            log.warning("--sort_into %s is left empty: leave --resume out, and the links are made as well", folder)
-
     # -- before -----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
