@@ -58,7 +58,7 @@ def test_every_file_has_one_row_in_stable_order_and_bad_ones_say_why(vitcls, run
             assert scores == sorted(scores, reverse=True)
             assert sum(scores) == pytest.approx(1, abs=1e-5)
             assert len({row["label"], row["label_2"], row["label_3"]}) == 3
-    assert not list(tmp_path.glob(".predictions*"))
+    assert [file.name for file in tmp_path.glob(".predictions*")] == [".predictions.csv.inputs.json"]
 
 
 def test_the_rows_do_not_depend_on_the_batch(vitcls, run, colours, tmp_path):

@@ -67,7 +67,7 @@ def test_a_killed_predict_goes_on_and_reads_nothing_again(vitcls, words, whole, 
     spoilt = [row for row in rows_of(output) if row["error"]]
     assert spoilt == []
     assert output.read_bytes() == whole
-    assert not list(tmp_path.glob(".out*"))
+    assert [file.name for file in tmp_path.glob(".out*")] == [".out.csv.inputs.json"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -117,6 +117,19 @@ def test_a_finished_output_is_left_as_it_is(vitcls, words, whole, photos, tmp_pa
     status, out, err = vitcls(*words, "--output", tmp_path / "whole.csv", "--resume=true")
     assert status == 0, err
     assert "whole.csv is finished" in out
+    assert (tmp_path / "whole.csv").read_bytes() == whole
+
+
+def test_a_finished_output_of_something_else_is_not_taken_for_this(refuses, words, whole, photos, tmp_path):
+    again = [*words, "--output", tmp_path / "whole.csv", "--resume=true"]
+    assert "the finished" in refuses(*again, "--abstain=0.5")
+    assert "it is of other --top_k." in refuses(*again, "--top_k=1")
+    assert "it is of other images (--data.predict)." in refuses(*again, "--data.predict", photos / "00.jpg")
+    record = tmp_path / ".whole.csv.inputs.json"
+    record.write_text("{")
+    assert "is missing or damaged" in refuses(*again)
+    record.unlink()
+    assert "is missing or damaged" in refuses(*again)
     assert (tmp_path / "whole.csv").read_bytes() == whole
 
 

@@ -247,7 +247,8 @@ class VitclsCLI(LightningCLI):
             check_monitors(callbacks, self.model.task)
         predicts = self.subcommand == "predict"
         # Before those of a fit, of which one ends an interrupted training when only these have had their turn.
-        callbacks.append(self._prediction_writer() if predicts else BadImageCount())
+        writes = PredictionWriter(options_of(self._chosen, self._resumes)) if predicts else None
+        callbacks.append(writes or BadImageCount())
         callbacks.append(MemoryAdvice())
         if self.subcommand == "test" and self._chosen.report and self.checkpoint is not None and self.checkpoint.run:
             self._answers = TestAnswers()
@@ -269,19 +270,6 @@ class VitclsCLI(LightningCLI):
         # How Trainer refuses its arguments, and what says how many processes there are.
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
-
-    def _prediction_writer(self) -> PredictionWriter:
-        """That of the options.
-
-        Raises:
-            SystemExit: with --resume there is nothing to go on with; 0.
-        """
-        options = options_of(self._chosen, self._resumes)
-        writer = PredictionWriter(options)
-        if writer.is_finished:
-            log.info("%s is finished; without --resume it would be made anew", options.output)
-            raise SystemExit(0)
-        return writer
 
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; never unpickle it."""

@@ -52,6 +52,7 @@ class PredictionWriter(BasePredictionWriter):
         self._attempt = 1
         self._part: Part | None = None
         self._images: Inputs
+        self._record: dict[str, Any] = {}  # in the first process
 
     @property
     def is_finished(self) -> bool:
@@ -104,8 +105,19 @@ class PredictionWriter(BasePredictionWriter):
         with failing_together():
             if trainer.is_global_zero:
                 self._record = _record(trainer, pl_module, self._shape, self._images)
-                if self._attempt > 1:
-                    check_record(self._parts.record, self._record)
+                self._check_record()
+        if self.is_finished:
+            if trainer.is_global_zero:
+                log.info("%s is finished; without --resume it would be made anew", self._options.output)
+            raise SystemExit(0)  # how Lightning lets go of a loop that has nothing to do
+
+    def _check_record(self) -> None:
+        if self.is_finished:
+            record = self._record | _of_output(self._options)
+            check_record(self._parts.record_of_output, record, f"the finished {str(self._options.output)!r}")
+        elif self._attempt > 1:
+            left = f"what an interrupted predict left in {str(self._parts.folder)!r}"
+            check_record(self._parts.record, self._record, left)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing more can be refused: make this process's part.
@@ -192,6 +204,7 @@ class PredictionWriter(BasePredictionWriter):
         if self._options.sort_into is not None:
             labels = [*self._shape.labels, *([] if self._options.abstain is None else [UNKNOWN])]
             sort_into(self._options.sort_into, self._rows(), labels)
+        keep_record(self._parts.record_of_output, self._record | _of_output(self._options))
         self._parts.remove()
 
     def _write_output(self) -> None:
@@ -253,6 +266,11 @@ def _record(trainer: Trainer, model: LightningModule, shape: Shape, images: Inpu
         "--scores": shape.scores,
         "--embeddings": shape.width,
     }
+
+
+def _of_output(options: PredictOptions) -> dict[str, Any]:
+    """What else decides the output; the parts hold it for any of them."""
+    return {"--abstain": options.abstain, "--sort_into": str(options.sort_into) if options.sort_into else None}
 
 
 def _groups(rows: Iterator[Row]) -> Iterator[Sequence[Row]]:

@@ -73,6 +73,7 @@ class Parts:
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(f".{output.name}.parts")
         self.record = self.folder / RECORD
+        self.record_of_output = output.with_name(f".{output.name}.{RECORD}")
 
     def files(self) -> list[Path]:
         """All parts."""

@@ -32,7 +32,8 @@ def check_folder(folder: Path, resumes: bool) -> None:
 def sort_into(folder: Path, rows: Iterable[Row], labels: Sequence[str]) -> None:
     """Link each file in `folder/label/`; of multilabel rows, under each label that is present.
 
-    A link that is there already is left. Of files with one name, those after the first get their id at its end.
+    A link that is there already is left; a warning tells of what is of none of these rows. Of files with one name,
+    those after the first get their id at its end.
 
     Args:
         folder: made if it is not there.
@@ -43,16 +44,24 @@ def sort_into(folder: Path, rows: Iterable[Row], labels: Sequence[str]) -> None:
         UserError: the folder cannot be written.
     """
     names = folder_names(labels)
+    before = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     links = nowhere = 0
     try:
         for row in rows:
             found = [] if row.error else [row.label] if row.present is None else row.present
             nowhere += not found
             links += len(found)
-            for label in found:
-                _link(Path(row.file).absolute(), folder / names[label], row.id)
+            before -= {_link(Path(row.file).absolute(), folder / names[label], row.id) for label in found}
     except OSError as error:
         raise UserError(f"--sort_into {str(folder)!r} could not be filled ({error}).") from error
+    if before:
+        log.warning(
+            "%s also holds %d files that are of no row of these predictions, such as %s: delete those that another "
+            "predict left",
+            folder,
+            len(before),
+            min(before),
+        )
     log.info("%d links in %s%s", links, folder, f"; {nowhere} of the files have no label" if nowhere else "")
 
 
@@ -71,11 +80,12 @@ def folder_names(labels: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _link(file: Path, folder: Path, number: int) -> None:
+def _link(file: Path, folder: Path, number: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = file.name
     while not _linked(file, folder / name):
         name = f"{Path(name).stem}-{number}{file.suffix}"
+    return folder / name
 
 
 def _linked(file: Path, link: Path) -> bool:
