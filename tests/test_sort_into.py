@@ -113,6 +113,21 @@ def linked_files(folder: Path) -> list[Path]:
     return [link for link in folder.rglob("*") if link.is_file()]
 
 
+def test_an_output_that_was_finished_without_links_is_not_taken_for_sorted(vitcls, refuses, words, tmp_path):
+    assert vitcls(*words)[0] == 0
+    words = [*words, "--sort_into", tmp_path / "sorted"]
+    assert "it is of other --sort_into." in refuses(*words, "--resume=true")
+    assert vitcls(*words)[0] == 0
+    assert "is finished" in vitcls(*words, "--resume=true")[1]
+
+
+def test_links_of_another_predict_are_told(vitcls, words, tmp_path):
+    (tmp_path / "sorted" / "red").mkdir(parents=True)
+    (tmp_path / "sorted" / "red" / "other.jpg").write_bytes(b"")
+    out = vitcls(*words, "--sort_into", tmp_path / "sorted", "--resume=true")[1]
+    assert "also holds 1 files that are of no row of these predictions" in out
+
+
 def test_only_files_can_be_sorted(vitcls, refuses, words, colours, tmp_path):
     embed(colours / "test", tmp_path / "images.parquet", names=[])
     into = ["--sort_into", tmp_path / "sorted"]
