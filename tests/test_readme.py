@@ -93,8 +93,7 @@ def test_every_option_of_the_table_is_understood(option):
 
 
 def test_the_readme_names_every_file_of_a_run_folder():
-    from vitcls import outputs, runs
-    from vitcls.report import page
+    from vitcls import runs
 
     text = (ROOT / "README.md").read_text()
     for name in (
@@ -107,8 +106,8 @@ def test_the_readme_names_every_file_of_a_run_folder():
         runs.MODEL,
         runs.THRESHOLDS,
         runs.SESSIONS,
-        outputs.OUTPUTS,
-        page.REPORT,
+        runs.OUTPUTS,
+        runs.REPORT,
     ):
         assert name in text
 
