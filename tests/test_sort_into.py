@@ -128,6 +128,13 @@ def test_links_of_another_predict_are_told(vitcls, words, tmp_path):
     assert "also holds 1 files that are of no row of these predictions" in out
 
 
+def test_a_folder_that_would_be_predicted_next_time_is_refused(refuses, words, tmp_path):
+    photos = words[words.index("--data.predict") + 1]
+    assert "lies in --data.predict" in refuses(*words, "--sort_into", photos / "sorted")
+    output = words[words.index("--output") + 1]
+    assert "are both" in refuses(*words, "--sort_into", output)
+
+
 def test_only_files_can_be_sorted(vitcls, refuses, words, colours, tmp_path):
     embed(colours / "test", tmp_path / "images.parquet", names=[])
     into = ["--sort_into", tmp_path / "sorted"]

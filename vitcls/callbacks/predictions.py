@@ -20,7 +20,7 @@ from vitcls.predictions.options import UNKNOWN, PredictOptions, check_for_model
 from vitcls.predictions.parts import Part, Parts
 from vitcls.predictions.record import check_record, digest_of, keep_record
 from vitcls.predictions.rows import Row, Shape, shape_of
-from vitcls.predictions.sorting import check_folder, sort_into
+from vitcls.predictions.sorting import check_apart, check_folder, sort_into
 from vitcls.together import check_same, failing_together
 from vitcls.types import Batch, Predictions
 
@@ -47,6 +47,10 @@ class PredictionWriter(BasePredictionWriter):
         _check_output(options.output)
         if options.sort_into is not None:
             check_folder(options.sort_into, options.resumes)
+            if options.sort_into.resolve() == options.output.resolve():
+                raise UserError(
+                    f"--sort_into and --output are both {str(options.output)!r}; one is a folder, one a file."
+                )
         self._options = options
         self._parts = Parts(options.output)
         self._attempt = 1
@@ -65,7 +69,7 @@ class PredictionWriter(BasePredictionWriter):
         """The images are known: tell their datamodule which are done.
 
         Raises:
-            UserError: rows of a table cannot be sorted into folders.
+            UserError: rows of a table cannot be sorted into folders, nor files into the folder that they come from.
         """
         self._images = trainer.datamodule.predict_images  # type: ignore[attr-defined]
         if self._options.sort_into is not None and not self._images.are_files:
@@ -73,6 +77,8 @@ class PredictionWriter(BasePredictionWriter):
                 "--sort_into links files, but what is to be predicted are rows of a table with the images inside; "
                 "leave it out, or save them as files."
             )
+        if self._options.sort_into is not None:
+            check_apart(self._options.sort_into, trainer.datamodule.hparams["predict"])  # type: ignore[attr-defined]
         pl_module.asked = self._options.asked  # type: ignore[assignment]
         done = self._parts.done()
         check_same(

@@ -29,6 +29,27 @@ def check_folder(folder: Path, resumes: bool) -> None:
         )
 
 
+def check_apart(folder: Path, predicted: str | None) -> None:
+    """Refuse a folder inside of the one whose images are predicted: next time its links would be images as well.
+
+    Args:
+        folder: of the links.
+        predicted: `--data.predict`.
+
+    Raises:
+        UserError: names both.
+    """
+    if (
+        predicted is not None
+        and Path(predicted).is_dir()
+        and folder.resolve().is_relative_to(Path(predicted).resolve())
+    ):
+        raise UserError(
+            f"--sort_into {str(folder)!r} lies in --data.predict {predicted!r}, of which it would be a part the next "
+            "time; give a folder beside it."
+        )
+
+
 def sort_into(folder: Path, rows: Iterable[Row], labels: Sequence[str]) -> None:
     """Link each file in `folder/label/`; of multilabel rows, under each label that is present.
 
