@@ -4,16 +4,19 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
+from vitcls.data import dead_workers
 from vitcls.data.dead_workers import DeadWorkerError, WatchedLoader, advice
 from vitcls.data.decode import decode, decode_file
 from vitcls.data.rows import FileImages
@@ -141,6 +144,28 @@ def test_a_death_before_the_loader_knows_its_workers(monkeypatch):
 class Broken(Deadly):
     def __getitem__(self, position: int) -> int:
         raise KeyError("no such thing")
+
+
+class Older:
+    """A loader that is collected while another is waited for, and in which the signal comes."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGCHLD)
+
+
+def test_a_death_is_told_after_an_older_loader_was_collected(monkeypatch):
+    monkeypatch.setattr(dead_workers, "_waited_for", [SimpleNamespace(exitcode=3)])
+    before = signal.signal(signal.SIGCHLD, dead_workers._raise_if_dead)
+    try:
+        with pytest.raises(ChildProcessError):
+            collect_and_wait()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def collect_and_wait() -> None:
+    Older()
+    threading.Event().wait(20)  # for a batch
 
 
 def test_errors_of_workers_that_live_are_their_own():

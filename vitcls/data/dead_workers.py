@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from vitcls.data.workers import WorkerStart
 from vitcls.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
+AGAIN = 0.1  # seconds until a death is looked at again, where it could not be told
 _WITHOUT = "--data.num_workers 0 reads the images in the main process"
 _waited_for: Sequence[BaseProcess] = ()  # the workers whose batch the main process is waiting for
 
@@ -153,7 +155,21 @@ def _dead(workers: Sequence[BaseProcess], error: Exception) -> int | None:
     return None
 
 
-def _raise_if_dead(*_: Any) -> None:
+def _raise_if_dead(_: int = 0, frame: FrameType | None = None) -> None:
     # 0 and SIGTERM are how torch itself ends workers; of another's, it finds out by looking.
-    if any(worker.exitcode not in (None, 0, -signal.SIGTERM) for worker in _waited_for):
-        raise ChildProcessError("a worker died")
+    if not any(worker.exitcode not in (None, 0, -signal.SIGTERM) for worker in _waited_for):
+        return
+    if _is_clearing_up(frame):
+        main = threading.main_thread().ident
+        threading.Timer(AGAIN, lambda: signal.pthread_kill(main or 0, signal.SIGCHLD)).start()
+        return
+    raise ChildProcessError("a worker died")
+
+
+def _is_clearing_up(frame: FrameType | None) -> bool:
+    """Whether the signal came while an older loader was collected, and its workers ended: an error is lost there."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
