@@ -414,6 +414,19 @@ def test_other_images_of_the_same_names_are_other_images(vitcls, tmp_path):
     assert json.loads((tmp_path / "both" / "comparison.json").read_text())["role"] is None
 
 
+def test_images_of_the_same_names_and_labels_are_told_apart_by_their_sizes(trained, vitcls, colours, tmp_path):
+    other = shutil.copytree(colours / "test", tmp_path / "other")
+    first = min(other.rglob("*.jpg"))
+    first.write_bytes(first.read_bytes() + b"\0")  # what follows the picture is not decoded
+    found = []
+    for number, folder in enumerate((colours / "test", colours / "test", other)):
+        run = shutil.copytree(trained / "fitted", tmp_path / f"run{number}")
+        vitcls("test", "--ckpt_path", run, "--data.test_dir", folder, "--report=true")
+        found.append(read_outputs(run, "test").about)
+    assert found[0]["sizes"] == found[1]["sizes"] != found[2]["sizes"]
+    assert found[0]["fingerprint"] == found[2]["fingerprint"]
+
+
 def test_comparisons_that_make_no_sense_are_refused(refuses, tmp_path):
     a = made_up(tmp_path / "a", np.arange(100) > 9)
     b = made_up(tmp_path / "b", np.arange(100) > 9, labels=["w", "x", "y", "z"])

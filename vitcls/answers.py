@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 from vitcls import runs
 from vitcls.callbacks.answers import joined
 from vitcls.data.datamodule import ImageDataModule
-from vitcls.data.rows import TableImages, digest_of_sizes, names_of_images
+from vitcls.data.rows import TableImages, names_and_sizes
 from vitcls.data.splits import Split
 from vitcls.left_out import left_out_scores
 from vitcls.models.attribution import attributed, has_attention
@@ -120,17 +120,18 @@ def keep(
         return
     positions = np.searchsorted(split.rows, ids)
     labels, targets = model.hparams["labels"], split.targets[positions]
+    names, sizes = names_and_sizes(split, positions)
     outputs = Outputs(
         role,
         model.task,
         labels,
         ids,
-        names_of_images(split, positions),
+        names,
         targets,
         logits,
         model.temperature,
         thresholds_of(labels, model.thresholds).numpy(),
-        {**about, **_facts_of(split, positions, model), "unreadable": about["asked"] - len(ids)},
+        {**about, **_facts_of(split, model), "sizes": sizes, "unreadable": about["asked"] - len(ids)},
         None if features is None or len(ids) < 2 else left_out_scores(features, one_hot(targets, len(labels))),
     )
     pictures = _pictures(model.eval(), TableImages(split), outputs, positions)
@@ -138,12 +139,11 @@ def keep(
     write_pictures(run, role, pictures)
 
 
-def _facts_of(split: Split, positions: NDArray[np.int64], model: ViTClassifier) -> dict[str, Any]:
+def _facts_of(split: Split, model: ViTClassifier) -> dict[str, Any]:
     return {
         "rows": len(split),
         "source": split.name,
         "fingerprint": split.fingerprint,
-        "sizes": digest_of_sizes(split, positions),
         "temperature_given": model.hparams["temperature"] is not None,
     }
 

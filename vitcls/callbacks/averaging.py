@@ -1,6 +1,7 @@
 """Averages of the weights: what is validated, kept and shipped instead of the last ones."""
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,7 +16,7 @@ from vitcls.models.network import batch_norms
 log = logging.getLogger(__name__)
 
 
-class KeptAverage(WeightAveraging):
+class KeptAverage(WeightAveraging, ABC):
     """An average that, once it has begun, is validated and kept in the place of the weights.
 
     best.ckpt, last.ckpt and `model/` hold the average; the checkpoints also hold the weights that train
@@ -94,8 +95,9 @@ class KeptAverage(WeightAveraging):
         for old, new in zip(averaged, current, strict=True):
             old.copy_(new)
 
+    @abstractmethod
     def _mix(self, averaged: Any, current: Any, updates: Tensor | int) -> None:
-        raise NotImplementedError
+        """Update the averaged fractions in place."""
 
 
 class AveragedWeights(KeptAverage):
