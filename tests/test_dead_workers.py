@@ -4,17 +4,20 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
+from multiprocessing.util import Finalize
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vitcls.data import dead_workers
 from vitcls.data.dead_workers import DeadWorkerError, WatchedLoader, advice
@@ -146,26 +149,49 @@ class Broken(Deadly):
         raise KeyError("no such thing")
 
 
-class Older:
-    """A loader that is collected while another is waited for, and in which the signal comes."""
+class Collected:
+    """An older loader's part, collected while a batch is waited for; in what that calls the signal comes."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGCHLD)
 
 
-def test_a_death_is_told_after_an_older_loader_was_collected(monkeypatch):
+def collected_by_name() -> None:
+    Collected()
+
+
+def collected_by_weak_reference() -> None:
+    Finalize(Event(), signal.raise_signal, args=(signal.SIGCHLD,))
+
+
+class CollectingLock:
+    """Of a queue: taken when an answer is waited for."""
+
+    def __init__(self, collect: Callable[[], None]) -> None:
+        self.collect, self.collected = collect, False
+
+    def acquire(self, *_: object) -> bool:
+        self.collect()
+        self.collected = True
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("collect", [collected_by_name, collected_by_weak_reference])
+def test_a_death_is_told_after_something_older_was_collected(monkeypatch, collect):
     monkeypatch.setattr(dead_workers, "_waited_for", [SimpleNamespace(exitcode=3)])
-    before = signal.signal(signal.SIGCHLD, dead_workers._raise_if_dead)
+    answers = multiprocessing.Queue()
+    answers._rlock = CollectingLock(collect)
+    loading = SimpleNamespace(_data_queue=answers, _workers=[])
+    before = signal.signal(signal.SIGCHLD, dead_workers._on_child_ended)
     try:
         with pytest.raises(ChildProcessError):
-            collect_and_wait()
+            _MultiProcessingDataLoaderIter._try_get_data(loading, timeout=20)
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-def collect_and_wait() -> None:
-    Older()
-    threading.Event().wait(20)  # for a batch
+    assert answers._rlock.collected
 
 
 def test_errors_of_workers_that_live_are_their_own():

@@ -1,8 +1,10 @@
 """A process that decodes and dies: met while a batch is waited for, told with its cause and what to do."""
 
+import _thread
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -12,12 +14,14 @@ from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vitcls.data.workers import WorkerStart
 from vitcls.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
 AGAIN = 0.1  # seconds until a death is looked at again, where it could not be told
+WAITING = ("multiprocessing.queues", "multiprocessing.connection", "selectors", "queue", "threading")
 _WITHOUT = "--data.num_workers 0 reads the images in the main process"
 _waited_for: Sequence[BaseProcess] = ()  # the workers whose batch the main process is waiting for
 
@@ -61,7 +65,8 @@ class WatchedLoader(DataLoader):
         global _waited_for
         try:
             _waited_for = self._workers
-            _raise_if_dead()
+            if _one_died():
+                raise ChildProcessError("a worker died")
             yield
         except Exception as error:
             _waited_for = ()
@@ -140,7 +145,7 @@ def _listen(workers: Sequence[BaseProcess]) -> None:
     through an answer would be waited for without end.
     """
     if workers and threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, _raise_if_dead)
+        signal.signal(signal.SIGCHLD, _on_child_ended)
 
 
 def _dead(workers: Sequence[BaseProcess], error: Exception) -> int | None:
@@ -155,21 +160,29 @@ def _dead(workers: Sequence[BaseProcess], error: Exception) -> int | None:
     return None
 
 
-def _raise_if_dead(_: int = 0, frame: FrameType | None = None) -> None:
+def _on_child_ended(_: int, frame: FrameType | None) -> None:
+    """Interrupt the wait for a batch, and nothing else: an error raised in what a collector calls is lost."""
+    if not _one_died():
+        return
+    if _is_the_wait(frame):
+        raise ChildProcessError("a worker died")
+    _thread.start_new_thread(_look_again, ())  # a threading.Timer takes a lock that the interrupted code may hold
+
+
+def _look_again() -> None:
+    time.sleep(AGAIN)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
+
+
+def _one_died() -> bool:
     # 0 and SIGTERM are how torch itself ends workers; of another's, it finds out by looking.
-    if not any(worker.exitcode not in (None, 0, -signal.SIGTERM) for worker in _waited_for):
-        return
-    if _is_clearing_up(frame):
-        main = threading.main_thread().ident
-        threading.Timer(AGAIN, lambda: signal.pthread_kill(main or 0, signal.SIGCHLD)).start()
-        return
-    raise ChildProcessError("a worker died")
+    return any(worker.exitcode not in (None, 0, -signal.SIGTERM) for worker in _waited_for)
 
 
-def _is_clearing_up(frame: FrameType | None) -> bool:
-    """Whether the signal came while an older loader was collected, and its workers ended: an error is lost there."""
-    while frame is not None:
+def _is_the_wait(frame: FrameType | None) -> bool:
+    """Whether the frame is where torch waits for a batch, or one of the standard library's below that."""
+    while frame is not None and frame.f_globals.get("__name__") in WAITING:
         if frame.f_code.co_name == "__del__":
-            return True
+            return False
         frame = frame.f_back
-    return False
+    return frame is not None and frame.f_code is _MultiProcessingDataLoaderIter._try_get_data.__code__
