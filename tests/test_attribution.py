@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitcls.data.preprocess import record_of_spec, spec_of_size
+from vitcls.data.preprocess import spec_of_size
 from vitcls.methods.networks import FAMILIES, LABELS, SIZE
 from vitcls.models.adapters import LoRA
 from vitcls.models.attribution import attributed, has_attention, relevance
@@ -15,7 +15,7 @@ LOOKING = ("vit", "deit", "beit", "dinov2")
 
 def model_of(family, layers=None, **options):
     torch.manual_seed(0)
-    image = record_of_spec(spec_of_size(SIZE))
+    image = spec_of_size(SIZE).record()
     architecture = {"model_type": family, **FAMILIES[family]}
     architecture |= {} if layers is None else {"num_hidden_layers": layers}
     model = ViTClassifier(architecture=architecture, labels=LABELS, image=image, **options)

@@ -17,6 +17,8 @@ LAYERS = (
         "vitcls",
         "vitcls.errors",
         "vitcls.types",
+        "vitcls.input_spec",
+        "vitcls.manifest",
         "vitcls.processes",
         "vitcls.runs",
         "vitcls.run_config",

@@ -12,10 +12,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from vitcls.data.decode import Pixels
-from vitcls.data.preprocess import CENTRE_CROP_SHARE, ImageSpec
+from vitcls.data.preprocess import ImageSpec
 from vitcls.data.rows import Images
 from vitcls.data.splits import Split
 from vitcls.errors import BadImageError
+from vitcls.input_spec import CENTRE_CROP_SHARE
 
 CacheKind = Literal["none", "jpeg", "raw"]
 FORMAT = 1  # of the files below; another number leaves older caches alone and builds new ones

@@ -33,7 +33,7 @@ from vitcls.data.inputs import images_to_predict
 from vitcls.data.label_form import LabelForm
 from vitcls.data.loaders import ResumableLoader, TimedLoader, image_loader, worker_count
 from vitcls.data.mixing import BatchMixer, mixer_of
-from vitcls.data.preprocess import ImageSpec, Resize
+from vitcls.data.preprocess import ImageSpec
 from vitcls.data.roles import Roles, RowChoice
 from vitcls.data.rows import ImageRows, Images, Inputs
 from vitcls.data.sampling import Draw, InOrder, SharedEvenly
@@ -43,6 +43,7 @@ from vitcls.data.streamed import StreamedSplit
 from vitcls.data.training import training_rows
 from vitcls.data.transforms import Augment, Transform
 from vitcls.errors import UserError
+from vitcls.input_spec import Resize
 from vitcls.together import check_same, failing_together
 from vitcls.types import Batch, Sample, Targets
 

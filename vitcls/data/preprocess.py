@@ -1,8 +1,7 @@
 """How a checkpoint wants its images: read from its image processor, kept, written back."""
 
-from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,50 +10,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from transformers import AutoImageProcessor, BitImageProcessor, DeiTImageProcessor, ViTImageProcessor
 
-from vitcls.errors import UserError, listing
-
-Resize = Literal["squash", "crop", "letterbox"]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
-
-# The share of the shorter side that a centre crop keeps: 224 of 256, DeiT's published evaluation
-# (arXiv:2012.12877) and the custom of ImageNet before it.
-CENTRE_CROP_SHARE = 224 / 256
+from vitcls.errors import UserError
+from vitcls.input_spec import InputSpec, Interpolation, Resize
 
 
-@dataclass(frozen=True)
-class ImageSpec:
-    """Everything between a decoded image and the network's input.
-
-    Attributes:
-        size: S, the side of the network's square input, in pixels.
-        resize_to: the side that the image is resized to before the centre crop to `size`, pixels.
-        resize: `squash` forgets the aspect ratio (both sides become `resize_to`), `crop` keeps it
-            (the shorter side becomes `resize_to`), `letterbox` keeps it and the whole image (the
-            longer side becomes `size`, black fills the rest).
-        interpolation: of the resize; always antialiased.
-        mean: per RGB channel, of pixels scaled to 0..1.
-        std: per RGB channel, of pixels scaled to 0..1.
-    """
-
-    size: int
-    resize_to: int
-    resize: Resize
-    interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def resized(self, resize: Resize | None) -> Self:
-        """The same with another way to resize; itself where that is its way already, or None."""
-        if resize is None or resize == self.resize:
-            return self
-        side = round(self.size / CENTRE_CROP_SHARE) if resize == "crop" else self.size
-        return replace(self, resize=resize, resize_to=side)
-
-    def sized(self, size: int | None) -> Self:
-        """The same for another size of the input, in proportion; itself where that is its size, or None."""
-        if size is None or size == self.size:
-            return self
-        return replace(self, size=size, resize_to=round(self.resize_to * size / self.size))
+class ImageSpec(InputSpec):
+    """The same with what torch and torchvision do of it."""
 
     def eval_transform(self, image: Tensor) -> Tensor:
         """Preprocess for evaluation, equal to the checkpoint's own image processor.
@@ -66,7 +27,7 @@ class ImageSpec:
             (3, S, S) uint8.
         """
         height, width = image.shape[-2:]
-        image = tv.resize(image, self._resized_shape(height, width), self.mode, antialias=True)
+        image = tv.resize(image, self.resized_shape(height, width), self.mode, antialias=True)
         return _centre(image, self.size)
 
     def five_crops(self, image: Tensor) -> Tensor:
@@ -82,7 +43,7 @@ class ImageSpec:
         """
         spec = self.resized("crop")
         height, width = image.shape[-2:]
-        image = tv.resize(image, spec._resized_shape(height, width), self.mode, antialias=True)
+        image = tv.resize(image, spec.resized_shape(height, width), self.mode, antialias=True)
         corners = tv.five_crop(image, [self.size, self.size])[:4]
         return torch.stack([*corners, _centre(image, self.size)])
 
@@ -100,16 +61,6 @@ class ImageSpec:
         mean, std = _scaled_statistics(self, pixel_values.device)
         # Batches may lie in memory pixel after pixel; networks are fastest with each colour together.
         return pixel_values.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
-
-    def _resized_shape(self, height: int, width: int) -> list[int]:
-        if self.resize == "squash":
-            return [self.resize_to, self.resize_to]
-        short, long = min(height, width), max(height, width)
-        if self.resize == "crop":
-            other = int(self.resize_to * long / short)
-            return [self.resize_to, other] if height <= width else [other, self.resize_to]
-        scale = min(self.size / height, self.size / width)
-        return [max(1, int(height * scale)), max(1, int(width * scale))]
 
 
 def spec_of_checkpoint(checkpoint: str, revision: str | None = None) -> ImageSpec:
@@ -131,25 +82,6 @@ def spec_of_size(size: int) -> ImageSpec:
     """The preprocessing of a network from scratch: squashed to `size`, scaled to -1..1."""
     half = (0.5, 0.5, 0.5)
     return ImageSpec(size, size, "squash", "bilinear", mean=half, std=half)
-
-
-def record_of_spec(spec: ImageSpec) -> dict[str, Any]:
-    """An ImageSpec as plain values."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
-
-
-def spec_of_record(record: dict[str, Any]) -> ImageSpec:
-    """The ImageSpec of such values.
-
-    Raises:
-        UserError: other fields than an ImageSpec has.
-    """
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-    try:
-        return ImageSpec(**fields)
-    except TypeError as error:
-        valid = listing(ImageSpec.__dataclass_fields__)
-        raise UserError(f"--model.image {record} does not have exactly the fields {valid}.") from error
 
 
 def processor_of_spec(spec: ImageSpec) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vitcls
 from vitcls.checkpoints import RECORD
-from vitcls.data.preprocess import ImageSpec, record_of_spec, spec_of_record, spec_of_size
+from vitcls.data.preprocess import ImageSpec, spec_of_size
 from vitcls.errors import UserError, listing
 from vitcls.metrics import StageMetrics
 from vitcls.models import adaptive_rank
@@ -214,7 +214,7 @@ class ViTClassifier(OptimisedModule):
 
     def _find_image_spec(self) -> ImageSpec:
         if self.hparams["image"] is not None:
-            return spec_of_record(self.hparams["image"]).sized(self.hparams["image_size"])
+            return ImageSpec.of_record(self.hparams["image"]).sized(self.hparams["image_size"])
         checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
         if checkpoint is None:
             return spec_of_size(input_size(self.hparams["architecture"]))
@@ -272,7 +272,7 @@ class ViTClassifier(OptimisedModule):
         check_threshold_names(self.hparams["thresholds"], labels)
         self.hparams["labels"] = list(labels)
         self._image_spec = getattr(datamodule, "image_spec", None) or self.image_spec
-        self.hparams["image"] = record_of_spec(self._image_spec)
+        self.hparams["image"] = self._image_spec.record()
         return list(labels)
 
     # -- forward and steps ------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""`manifest.json` of an exported folder: what is in it, how it wants its images, how it was proven. Without torch."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vitcls.errors import UserError, listing
+from vitcls.input_spec import InputSpec
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an exported folder says of itself.
+
+    Attributes:
+        format: its name, such as `onnx`.
+        file: the network's own file in the folder, which its runtime loads.
+        task: `multiclass`, an image has one class (softmax of the logits) or `multilabel`, any number (sigmoid).
+        labels: K names of the classes, in output order.
+        thresholds: multilabel: of each label, from which probability it is there.
+        image: fields of an InputSpec.
+        takes: `float32`: the network takes (B, 3, S, S) float32, normalised by mean and std of `image`; `uint8`: it
+            takes (B, 3, S, S) uint8 RGB and normalises inside.
+        temperature: by which the logits (B, K) are divided in the exported network already.
+        made_of: file, epoch and step of the checkpoint.
+        run: the run folder it was made of, relative to this folder, where this folder is inside it; else None.
+        vitcls: version that exported.
+        versions: of the libraries that it was made and proven with.
+        gate: what the exported network was measured to do beside the trained one.
+        files: SHA-256 of each other file of the folder, as hexadecimal digits.
+    """
+
+    format: str
+    file: str
+    task: str
+    labels: list[str]
+    thresholds: dict[str, float]
+    image: dict[str, Any]
+    takes: str
+    temperature: float
+    made_of: dict[str, Any]
+    run: str | None
+    vitcls: str
+    versions: dict[str, str]
+    gate: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> InputSpec:
+        """How the network wants its images."""
+        return InputSpec.of_record(self.image)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder has a manifest."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    file = folder / MANIFEST
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        unknown = set(content) ^ {f.name for f in fields(Manifest)}
+        if unknown:
+            raise ValueError(f"its keys are not those of a manifest: {listing(sorted(unknown))}")
+        return Manifest(**content)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{str(folder)!r} is no exported folder (it has no {MANIFEST}); `python -m vitcls export RUN --to onnx` "
+            "makes one."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); export again.") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it, as the last file of the folder; `files` is found out here."""
+    digests = {str(f.relative_to(folder)): _digest(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    digests.pop(MANIFEST, None)
+    content = {**asdict(manifest), "files": digests}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder whose files are not those that were proven.
+
+    Raises:
+        UserError: names the first that is missing or has changed.
+    """
+    for name, digest in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing, which {MANIFEST} names; copy the whole folder, or export again.")
+        if _digest(file) != digest:
+            raise UserError(
+                f"{file} is not what was exported: its SHA-256 differs from that in {MANIFEST}; copy it again, or "
+                "export again."
+            )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
