@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from peft import PeftConfig, PeftModel
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -251,3 +252,56 @@ def test_an_exported_folder_elsewhere_needs_its_data_named(run, vitcls, refuses,
     status, out, err = vitcls("validate", "--ckpt_path", folder, "--data.validation_dir", colours / "test")
     assert status == 0, err
     assert "21 images" in out
+
+
+# -- what others read ---------------------------------------------------------------------------
+
+
+def test_the_card_tells_what_was_measured_and_nothing_of_this_machine(trained, vitcls, colours, tmp_path):
+    run = trained()
+    assert vitcls("test", "--ckpt_path", run, "--report=true", "--data.num_workers=0")[0] == 0
+    assert vitcls("export", run, "--to", "huggingface")[0] == 0
+    card = (run / "exported" / "huggingface" / "README.md").read_text()
+    _, metadata, text = card.split("---\n", 2)
+    test = json.loads((run / "report" / "metrics.json").read_text())["test"]
+    said = yaml.safe_load(metadata)
+    assert said["library_name"] == "transformers"
+    assert said["model-index"][0]["results"][0]["metrics"][0] == {"type": "accuracy", "value": test["accuracy"]}
+    assert f"| accuracy | {test['accuracy']:.4f} |" in text
+    assert "Of 21 test images" in text
+    assert "Licence of the data: not known" in text
+    for label in CLASSES:
+        assert f'- "{label}"' in text
+    exported = run / "exported" / "huggingface"
+    for file in (f for f in exported.rglob("*") if f.suffix in (".json", ".md")):
+        assert str(tmp_path) not in file.read_text()
+        assert str(colours) not in file.read_text()
+
+
+def test_a_run_without_figures_has_a_card_that_says_so(run):
+    assert "None were kept with the run" in (run / "exported" / "onnx" / "README.md").read_text()
+
+
+def test_what_would_be_sent_is_listed_and_nothing_is_sent(run, vitcls):
+    status, out, err = vitcls("export", run, "--to", "huggingface", "--push_to_hub=me/colours", "--dry_run=true")
+    assert status == 0, err
+    for name in ("README.md", "config.json", "manifest.json", "model.safetensors", "preprocessor_config.json"):
+        assert f"would send {name} (" in out
+    assert "5 files to me/colours; nothing was sent" in out
+
+
+def test_what_cannot_be_sent_is_refused_and_the_export_kept(trained, refuses, monkeypatch):
+    run = trained()
+    assert "--push_to_hub 'a b' is no name" in refuses("export", run, "--push_to_hub", "a b")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert "`hf auth login`" in refuses("export", run, "--push_to_hub", "me/colours")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    told = refuses("export", run, "--push_to_hub", "me/colours")
+    assert "could not be sent to the Hub" in told
+    assert (run / "exported" / "onnx" / MANIFEST).is_file()
+    assert "--dry_run says" in refuses("export", run, "--dry_run=true")
+
+
+def test_an_adapter_of_a_local_base_is_not_sent(run, refuses):
+    told = refuses("export", run, "--to", "adapter", "--push_to_hub", "me/colours", "--dry_run=true")
+    assert "is on this machine alone; send whole weights" in told

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from torch import Tensor
 import vitcls
 from vitcls import runs
 from vitcls.errors import UserError, check_range, listing, suggestion
+from vitcls.export.card import write_card
 from vitcls.export.formats import FORMATS, Job, check_installed
 from vitcls.export.gate import Network, check_drop, check_exact, drop, measured
+from vitcls.export.hub import check_push, push, tell
 from vitcls.export.shipped import Images, Shipped, open_shipped, size_of
 from vitcls.machine import machine
 from vitcls.manifest import MODEL_FOLDERS, Manifest, is_exported, write_manifest
@@ -61,6 +64,9 @@ def export_parser() -> ArgumentParser:
     parser.add_argument(
         "--calibration_images", type=int, default=256, help="int8: training images that the ranges are measured on."
     )
+    parser.add_argument("--push_to_hub", type=str | None, default=None, help="send it to this repository of the Hub.")
+    parser.add_argument("--private", type=bool, default=True, help="whether a repository made for it is private.")
+    parser.add_argument("--dry_run", type=bool, default=False, help="with --push_to_hub: only say what would be sent.")
     return parser
 
 
@@ -90,6 +96,8 @@ def _checked(options: Namespace) -> Namespace:
     check_range("input", repr(options.input), options.input in ("float32", "uint8"), "float32 or uint8")
     if options.input != "float32" and options.to in MODEL_FOLDERS:
         raise UserError(f"--input belongs to graphs; --to {options.to} takes what transformers' processor gives.")
+    if options.dry_run and options.push_to_hub is None:
+        raise UserError("--dry_run says what --push_to_hub would send; give it a repository, or leave --dry_run out.")
     check_range("images", options.images, options.images >= 1, "at least 1")
     check_range("max_drop", options.max_drop, 0 <= options.max_drop <= 100, "in 0..100, percentage points")
     check_range("calibration_images", options.calibration_images, options.calibration_images >= 2, "at least 2")
@@ -101,6 +109,8 @@ def _export(options: Namespace) -> None:
     known = FORMATS[options.to]
     shipped = open_shipped(options.run)
     place = _place(options, shipped)
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub, options.dry_run, options.to, shipped)
     images = Images(shipped, options.validation_dir, with_training=not known.is_exact)
     with _half_made(place) as folder:
         log.info("exporting to %s", options.to)
@@ -117,8 +127,14 @@ def _export(options: Namespace) -> None:
             **notes,
             "machine": machine("transformers", *known.needs),
         }
-        write_manifest(folder, Manifest(**{**vars(manifest), "gate": found}))
+        manifest = replace(manifest, gate=found)
+        write_card(folder, shipped, manifest, images.licence)
+        write_manifest(folder, manifest)
     _say(found, place)
+    if options.dry_run:
+        tell(place, options.push_to_hub)
+    elif options.push_to_hub is not None:
+        push(place, options.push_to_hub, options.private)
 
 
 def _place(options: Namespace, shipped: Shipped) -> Path:

@@ -102,6 +102,11 @@ class Images:
         trainer.state.fn = stage  # type: ignore[assignment]
         self._data.setup(stage)
 
+    @property
+    def licence(self) -> str:
+        """Of the data, as its own metadata says it; empty where it says none."""
+        return self._data.splits["validation"].table.info.license or ""
+
     def validation(self, most: int) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
         """Batches of images that were not trained on, and how many they are.
 

@@ -104,13 +104,21 @@ def is_resized_base(network: Any) -> bool:
     return stays_adapter(network) and hasattr(network.get_base_model(), "pretrained_image_size")
 
 
+def how_to_load(model: ViTClassifier, adapted: bool) -> str:
+    """Python with which others classify a photo by such a folder.
+
+    Args:
+        model: that was written.
+        adapted: whether its adapter stayed one.
+    """
+    if not adapted:
+        return _LOAD_FULL
+    loading = _LOAD_ADAPTER + (_CLASSIFY_RESIZED if is_resized_base(model.network) else _CLASSIFY)
+    return loading if can_merge(model.network) else loading.replace(_MERGE, "")
+
+
 def _card(model: ViTClassifier, adapted: bool) -> str:
     labels = "\n".join(f"- {label}" for label in model.hparams["labels"])
-    loading = _LOAD_ADAPTER + (_CLASSIFY_RESIZED if is_resized_base(model.network) else _CLASSIFY)
-    if not adapted:
-        loading = _LOAD_FULL
-    elif not can_merge(model.network):
-        loading = loading.replace(_MERGE, "")
     base = model.hparams["checkpoint"] or "none: trained from scratch"
     return f"""---
 library_name: {"peft" if adapted else "transformers"}
@@ -124,7 +132,7 @@ Trained with vitcls. Base: {base}.
 ## Load it
 
 ```python
-{loading}
+{how_to_load(model, adapted)}
 ```
 
 ## Classes
