@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcls.checkpoints import Checkpoint, arguments_of, open_checkpoint
 from vitcls.data.datamodule import ImageDataModule
+from vitcls.data.splits import Split
 from vitcls.errors import UserError
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.network import heads_of
@@ -105,7 +106,8 @@ class Images:
     @property
     def licence(self) -> str:
         """Of the data, as its own metadata says it; empty where it says none."""
-        return self._data.splits["validation"].table.info.license or ""
+        table: Any = cast(Split, self._data.splits["validation"]).table
+        return table.info.license or ""
 
     def validation(self, most: int) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
         """Batches of images that were not trained on, and how many they are.
