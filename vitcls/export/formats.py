@@ -6,11 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcls.errors import UserError
 from vitcls.export.onnx_graph import write_onnx
 from vitcls.export.onnx_int8 import quantise
+from vitcls.export.openvino_ir import write_openvino
 from vitcls.export.program import write_program
 from vitcls.export.shipped import Shipped
 from vitcls.export.weights import write_adapter, write_huggingface
@@ -76,13 +78,26 @@ def _onnx(job: Job) -> tuple[str, dict[str, Any]]:
 
 def _onnx_int8(job: Job) -> tuple[str, dict[str, Any]]:
     file = write_onnx(job.shipped, job.folder, job.takes)
-    spec = job.shipped.model.image_spec
-    batches = [as_bytes(batch, spec) if job.takes == "uint8" else batch for batch in job.calibration()]
-    return file, {"quantised": asdict(quantise(job.folder, [batch.numpy() for batch in batches]))}
+    return file, {"quantised": asdict(quantise(job.folder, _taken(job)))}
 
 
 def _torch(job: Job) -> tuple[str, dict[str, Any]]:
     return write_program(job.shipped, job.folder, job.takes), {}
+
+
+def _openvino(job: Job) -> tuple[str, dict[str, Any]]:
+    return write_openvino(job.shipped, job.folder, job.takes), {}
+
+
+def _openvino_int8(job: Job) -> tuple[str, dict[str, Any]]:
+    return write_openvino(job.shipped, job.folder, job.takes, _taken(job)), {}
+
+
+def _taken(job: Job) -> list[NDArray[Any]]:
+    """Images to calibrate with, as the graph takes them."""
+    spec = job.shipped.model.image_spec
+    batches = [as_bytes(batch, spec) if job.takes == "uint8" else batch for batch in job.calibration()]
+    return [batch.numpy() for batch in batches]
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -92,4 +107,8 @@ FORMATS: dict[str, Format] = {
     "onnx": Format("a graph in float32, for onnxruntime and others", _onnx, needs=_ONNX, extra="onnx"),
     "onnx-int8": Format("the same in 8-bit integers", _onnx_int8, is_exact=False, needs=_ONNX, extra="onnx"),
     "torch": Format("a graph in float32, for torch.export.load", _torch),
+    "openvino": Format("a graph in float32, for OpenVINO", _openvino, True, (*_ONNX, "openvino"), "openvino"),
+    "openvino-int8": Format(
+        "the same in 8-bit integers", _openvino_int8, False, (*_ONNX, "openvino", "nncf"), "openvino"
+    ),
 }

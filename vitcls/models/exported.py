@@ -1,7 +1,10 @@
 """An exported network, run by its own runtime where a transformers network would stand."""
 
+import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -84,9 +87,40 @@ def torch_runtime(file: Path) -> Run:
     return run
 
 
+def openvino_runtime(file: Path) -> Run:
+    """Of an .xml file with its .bin, in the precision that it has.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    # On processors that have it, bfloat16 would be taken by default.
+    model = openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: model([images])[OUTPUT]
+
+
+def openvino() -> ModuleType:
+    """The library, which reports its use to its makers when it is imported, except on machines of continuous tests.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        return import_module("openvino")
+    except ImportError as error:
+        raise UserError("An OpenVINO export needs openvino: pip install 'vitcls[openvino]'.") from error
+    finally:
+        del os.environ["CI"]
+        if before is not None:
+            os.environ["CI"] = before
+
+
 RUNTIMES: dict[str, Callable[[Path], Run]] = {
     "onnx": onnx_runtime,
     "onnx-int8": onnx_runtime,
     "torch": torch_runtime,
+    "openvino": openvino_runtime,
+    "openvino-int8": openvino_runtime,
 }
 EXECUTING = ("torch",)  # formats whose loader executes what a file says
