@@ -13,10 +13,13 @@ from vitcls.input_spec import Interpolation
 # `_use_vectorized_kernel_cond_2d`), which rounds otherwise where a centre falls between two pixels.
 _DIRECT = 128
 _MOST_PRECISE = 22  # bits; UpSampleKernel.cpp, `compute_index_ranges_int16_weights`
-# Together in one product of matrices: 12 megapixels took 60 ms, with 2 or 32 pixels twice as long. They share
-# most of the pixels that they are made of, and the rest of the matrix is zeros.
+# Of a line, made by one matrix: 12 megapixels took 60 ms, with 2 or 32 at once twice as long. They share most of the
+# pixels that they are made of; the rest of the matrix is zeros.
 _PIXELS = 8
-_LINES = 128
+_LINES = 128  # at once: they stay in the processor's cache
+# Multiplications up to which OpenBLAS starts no threads (interface/gemm.c). On two busy cores these had to wait for
+# each other: 12 megapixels took 550 ms instead of 95.
+_ALONE = 1 << 18
 
 
 class Weights(NamedTuple):
@@ -93,13 +96,21 @@ def _narrowed(pixels: NDArray[np.uint8], width: int, interpolation: Interpolatio
         of_channels = np.kron(band.matrix, np.eye(channels))
         for start in range(0, height, _LINES):
             lines = pixels[start : start + _LINES, band.made_of]
-            sums = lines.reshape(len(lines), -1).astype(np.float64) @ of_channels
+            sums = _product(lines.reshape(len(lines), -1).astype(np.float64), of_channels)
             rounded = _rounded(sums, weights.precision)
             resized[start : start + _LINES, band.made] = rounded.reshape(len(lines), -1, channels)
     return resized
 
 
-def _rounded(sums: NDArray[np.float64], precision: int) -> NDArray[np.uint8]:
+def _product(lines: NDArray[np.float64], matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The product of both, of so few lines at once that it takes one thread."""
+    together = max(1, _ALONE // matrix.size)
+    whole = len(lines) // together * together
+    stacked = lines[:whole].reshape(-1, together, len(matrix)) @ matrix
+    return np.concatenate([stacked.reshape(whole, matrix.shape[1]), lines[whole:] @ matrix])
+
+
+def _rounded(sums: NDArray[np.floating], precision: int) -> NDArray[np.uint8]:
     half = 1 << (precision - 1)
     return ((sums.astype(np.int32) + half) >> precision).clip(0, 255).astype(np.uint8)
 
