@@ -64,11 +64,11 @@ def test_a_photo_of_twelve_megapixels_is_prepared_as_in_training(interpolation):
     assert np.array_equal(prepare(spec, pixels), by_torch(spec, pixels))
 
 
-def test_pixels_that_are_a_view_of_others_are_prepared_as_their_copy():
+def test_pixels_that_are_a_view_of_others_are_prepared_as_any():
     spec = spec_of("crop", 32, "bicubic")
     pixels = drawn((90, 120), black_and_white=False)
     view = pixels[::-1, 10:100:2, ::-1]
-    assert np.array_equal(prepare(spec, view), prepare(spec, view.copy()))
+    assert np.array_equal(prepare(spec, view), by_torch(spec, view.copy()))
 
 
 def test_preparing_leaves_the_image_as_it_was():
