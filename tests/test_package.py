@@ -19,6 +19,9 @@ LAYERS = (
         "vitcls.types",
         "vitcls.input_spec",
         "vitcls.manifest",
+        "vitcls.resizing",
+        "vitcls.input_pixels",
+        "vitcls.decisions",
         "vitcls.processes",
         "vitcls.runs",
         "vitcls.run_config",
@@ -30,7 +33,7 @@ LAYERS = (
         "vitcls.left_out",
         "vitcls.calibration",
     ),
-    ("vitcls.data", "vitcls.metrics", "vitcls.optim", "vitcls.predictions"),
+    ("vitcls.data", "vitcls.metrics", "vitcls.optim", "vitcls.predictions", "vitcls.inference"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
     (

@@ -103,6 +103,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: names the first that is missing or has changed.
     """
+    if manifest.file not in manifest.files or Path(manifest.file).name != manifest.file:
+        raise UserError(
+            f"{folder / MANIFEST} names the network {manifest.file!r}, which is none of its files; export again."
+        )
     for name, digest in manifest.files.items():
         file = folder / name
         if not file.is_file():

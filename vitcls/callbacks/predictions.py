@@ -13,10 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vitcls.data.rows import Inputs
+from vitcls.decisions import UNKNOWN
 from vitcls.errors import Interrupted, UserError, listing
 from vitcls.models.features import check_embeddings, feature_width
 from vitcls.predictions.formats import FORMATS
-from vitcls.predictions.options import UNKNOWN, PredictOptions, check_for_model
+from vitcls.predictions.options import PredictOptions, check_for_model
 from vitcls.predictions.parts import Part, Parts
 from vitcls.predictions.record import check_record, digest_of, keep_record
 from vitcls.predictions.rows import Row, Shape, shape_of

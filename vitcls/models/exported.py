@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitcls.errors import UserError
+from vitcls.inference import onnx_session
 from vitcls.input_spec import InputSpec
 from vitcls.manifest import INPUT, OUTPUT, check_files, read_manifest
 
@@ -68,11 +69,7 @@ def onnx_runtime(file: Path) -> Run:
     Raises:
         UserError: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError("An ONNX export needs onnxruntime: pip install 'vitcls[onnx]'.") from error
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = onnx_session(file)
     return lambda images: session.run([OUTPUT], {INPUT: images})[0]
 
 
