@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcls.errors import UserError
+from vitcls.export.dockerfile import write_dockerfile
 from vitcls.export.onnx_graph import write_onnx
 from vitcls.export.onnx_int8 import quantise
 from vitcls.export.openvino_ir import write_openvino
@@ -73,11 +74,12 @@ def _adapter(job: Job) -> tuple[str, dict[str, Any]]:
 
 
 def _onnx(job: Job) -> tuple[str, dict[str, Any]]:
+    write_dockerfile(job.folder)
     return write_onnx(job.shipped, job.folder, job.takes), {}
 
 
 def _onnx_int8(job: Job) -> tuple[str, dict[str, Any]]:
-    file = write_onnx(job.shipped, job.folder, job.takes)
+    file, _ = _onnx(job)
     return file, {"quantised": asdict(quantise(job.folder, _taken(job)))}
 
 
