@@ -6,11 +6,15 @@ N   rows of a split               T   how many of the best classes a prediction 
 V   views of an image                 F   features of an image, below the head
 """
 
-from typing import Literal, NamedTuple, TypedDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # what serves an exported network has no torch
+    from torch import Tensor
 
 # Whether an image has exactly one of the classes, or any number of them, none included.
 Task = Literal["multiclass", "multilabel"]
@@ -19,6 +23,7 @@ Task = Literal["multiclass", "multilabel"]
 Targets = NDArray[np.int64] | NDArray[np.bool_]
 Target = int | NDArray[np.bool_]  # of a single row: the class, or (K,)
 TOP = 5  # T: how many of the best classes predictions keep and top5 counts
+UNKNOWN = "unknown"  # the label of an image of which no class is as probable as was asked for
 
 
 class Sample(NamedTuple):
@@ -36,7 +41,7 @@ class Sample(NamedTuple):
     pixels: Tensor
     label: int | Tensor
     id: int
-    bad: "tuple[BadImage, ...]" = ()
+    bad: tuple[BadImage, ...] = ()
 
 
 class BadImage(NamedTuple):

@@ -16,13 +16,13 @@ from vitcls.data.rows import Inputs
 from vitcls.errors import Interrupted, UserError, listing
 from vitcls.models.features import check_embeddings, feature_width
 from vitcls.predictions.formats import FORMATS
-from vitcls.predictions.options import UNKNOWN, PredictOptions, check_for_model
+from vitcls.predictions.options import PredictOptions, check_for_model
 from vitcls.predictions.parts import Part, Parts
 from vitcls.predictions.record import check_record, digest_of, keep_record
 from vitcls.predictions.rows import Row, Shape, shape_of
 from vitcls.predictions.sorting import check_apart, check_folder, sort_into
 from vitcls.together import check_same, failing_together
-from vitcls.types import Batch, Predictions
+from vitcls.types import UNKNOWN, Batch, Predictions
 
 log = logging.getLogger(__name__)
 

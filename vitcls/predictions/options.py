@@ -6,10 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 from vitcls.errors import UserError, check_range, listing
 from vitcls.predictions.formats import FORMATS
-from vitcls.types import PLAIN, Asked, Task
+from vitcls.types import PLAIN, UNKNOWN, Asked, Task
 
 DEFAULT_OUTPUT = "predictions.csv"
-UNKNOWN = "unknown"  # the label below --abstain
 # name -> (type, default, help)
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "output": (
