@@ -81,6 +81,7 @@ async def _while_connected(request: Request, work: "asyncio.Future[list[Result |
     finally:
         work.cancel()
         gone.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)  # until they have ended
 
 
 async def _gone(request: Request) -> None:

@@ -22,7 +22,7 @@ def log_failure(request: str, error: BaseException) -> None:
     """Log a mistake of ours with its traceback, which no client sees.
 
     Args:
-        request: its id.
+        request: its id, or what else was done.
         error: what was raised.
     """
     _log("failure", {"id": request, "traceback": "".join(traceback.format_exception(error))})

@@ -17,6 +17,7 @@ from vitcls.errors import BadImageError
 from vitcls.serve.batching import Batcher, Probabilities
 from vitcls.serve.engine import Engine
 from vitcls.serve.limits import Limits, Refusal, check_image
+from vitcls.serve.logs import log_failure
 from vitcls.serve.metrics import Figures
 from vitcls.serve.uploads import Upload
 
@@ -42,7 +43,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(decoders, "decode")
         self._network = ThreadPoolExecutor(1, "network")  # attribution switches the network over while it looks
         self._batcher = Batcher(engine.probabilities, self._network, max_batch, figures)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
         self._is_warm = False
         self._is_draining = False
 
@@ -59,8 +60,8 @@ class Service:
         return self._is_draining
 
     def start(self) -> None:
-        """Take requests, and warm the network up beside that."""
-        self._tasks = [asyncio.create_task(self._batcher.work()), asyncio.create_task(self._warm_up())]
+        """Take requests; they wait until the network is warm."""
+        self._task = asyncio.create_task(self._work())
 
     def drain(self) -> None:
         """Be no longer ready, and answer what comes nevertheless."""
@@ -69,11 +70,10 @@ class Service:
 
     async def stop(self) -> None:
         """End the threads; all requests have been answered."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
+        if self._task is not None:
+            self._task.cancel()
             with suppress(asyncio.CancelledError):
-                await task
+                await self._task
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._network.shutdown(wait=False, cancel_futures=True)
 
@@ -95,6 +95,13 @@ class Service:
         pixels = await self._in(self._decoders, lambda: self._pixels(upload))
         seen = await self._in(self._network, lambda: self.engine.attributed(pixels))
         return await self._in(self._decoders, lambda: _png(seen))
+
+    async def _work(self) -> None:
+        try:
+            await self._warm_up()
+        except Exception as error:  # noqa: BLE001 - told, and /ready goes on saying no; each request tells it too
+            log_failure("warm-up", error)
+        await self._batcher.work()
 
     async def _warm_up(self) -> None:
         """The first batches of a process are slow: memory is found, kernels are chosen."""
