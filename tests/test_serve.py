@@ -97,6 +97,23 @@ def photos(colours):
     return [(file.name, file.read_bytes()) for file in sorted((colours / "test").rglob("*.jpg"))]
 
 
+@pytest.fixture
+def logged():
+    """The lines of the log about an event."""
+    lines = []
+
+    class Kept(logging.Handler):
+        def emit(self, record):
+            lines.append(json.loads(record.getMessage()))
+
+    handler, log = Kept(), logging.getLogger("vitcls.serve.logs")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lambda event: [line for line in lines if line["event"] == event]
+    log.removeHandler(handler)
+    log.setLevel(logging.NOTSET)
+
+
 def encoded(kind="PNG", size=(40, 40), mode="RGB"):
     content = io.BytesIO()
     Image.new(mode, size, 120).save(content, kind)
@@ -440,25 +457,21 @@ class Broken(Slow):
         raise RuntimeError("/secret/place of the server")
 
 
-def test_a_mistake_of_ours_tells_the_client_nothing_and_the_log_all(asked_of, engine, photos, caplog):
-    logging.getLogger("vitcls").propagate = True
-    caplog.set_level(logging.INFO, "vitcls")
+def test_a_mistake_of_ours_tells_the_client_nothing_and_the_log_all(asked_of, engine, photos, logged):
     asked = asked_of(Broken(engine))
     reply = asked.post(photos[0])
     assert reply.status_code == 500
     assert "secret" not in reply.text
     assert problem(reply).startswith("The server made a mistake")
-    failures = [json.loads(message) for message in caplog.messages if '"failure"' in message]
+    failures = logged("failure")
     assert [failure["id"] for failure in failures] == ["warm-up", reply.headers["x-request-id"]]
     assert all("/secret/place" in failure["traceback"] for failure in failures)
     assert asked.get("/ready").status_code == 503
 
 
-def test_each_request_is_one_line_without_names_or_content(asked, caplog, photos):
-    logging.getLogger("vitcls").propagate = True
-    caplog.set_level(logging.INFO, "vitcls")
+def test_each_request_is_one_line_without_names_or_content(asked, logged, photos):
     reply = asked.post(("a secret name.jpg", photos[0][1]), photos[1], params={"top_k": 1})
-    (line,) = [json.loads(message) for message in caplog.messages if '"request"' in message]
+    (line,) = logged("request")
     assert set(line) == {"time", "event", "id", "method", "route", "status", "milliseconds", "images"}
     assert (line["route"], line["status"], line["images"]) == ("/predict", 200, 2)
     assert line["id"] == reply.headers["x-request-id"]
