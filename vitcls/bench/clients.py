@@ -69,6 +69,9 @@ class Clients:
         photos: asked about in turn.
         is_right: whether an answer about a photo, as JSON, is the right one.
         pauses_after_refusal: whether `Retry-After` is obeyed.
+
+    Attributes:
+        load: what has come of it so far.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Clients:
         self._requests = cycle([(photo, request_of(photo)) for photo in photos])
         self._is_right = is_right
         self._pauses = pauses_after_refusal
-        self._load = Load()
+        self.load = Load()
 
     async def ask(self, clients: int, goes_on: Callable[[], bool]) -> Load:
         """Ask with so many clients, each until `goes_on` says no and its last answer is there."""
@@ -91,21 +94,21 @@ class Clients:
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
                 group.create_task(self._client(goes_on))
-        self._load.duration = time.perf_counter() - start
-        return self._load
+        self.load.duration = time.perf_counter() - start
+        return self.load
 
     async def _client(self, goes_on: Callable[[], bool]) -> None:
         while goes_on():
             try:
                 reader, writer = await asyncio.open_connection(*self._place)
             except OSError:
-                self._load.broken += 1
+                self.load.broken += 1
                 await asyncio.sleep(0.05)
                 continue
             try:
                 await self._talk(reader, writer, goes_on)
             except (OSError, asyncio.IncompleteReadError):
-                self._load.broken += 1
+                self.load.broken += 1
             finally:
                 writer.close()
 
@@ -127,11 +130,11 @@ class Clients:
                 return
 
     def _note(self, photo: Photo, reply: Reply, seconds: float) -> None:
-        self._load.statuses[reply.status] += 1
+        self.load.statuses[reply.status] += 1
         if reply.status == 200:
-            self._load.seconds.append(seconds)
-            self._load.ids.append(reply.headers["x-request-id"])
-            self._load.wrong += not self._is_right(photo, json.loads(reply.body))
+            self.load.seconds.append(seconds)
+            self.load.ids.append(reply.headers["x-request-id"])
+            self.load.wrong += not self._is_right(photo, json.loads(reply.body))
 
 
 def request_of(photo: Photo) -> bytes:
