@@ -47,7 +47,7 @@ LAYERS = (
         "vitcls.sessions",
         "vitcls.run_record",
     ),
-    ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.overview", "vitcls.soup", "vitcls.bench"),
+    ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.overview", "vitcls.soup", "vitcls.serve", "vitcls.bench"),
     ("vitcls.__main__",),
 )
 

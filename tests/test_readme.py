@@ -13,6 +13,7 @@ from vitcls.bench.command import parse as parse_bench
 from vitcls.check.command import CheckCLI
 from vitcls.cli import VitclsCLI
 from vitcls.report.command import report_parser
+from vitcls.serve.command import serve_parser
 from vitcls.soup.command import soup_parser
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,8 @@ def test_every_command_of_the_documents_is_understood(command):
                 CheckParser(words[1:])
         elif words[0] == "soup":
             soup_parser().parse_args(words[1:])
+        elif words[0] == "serve":
+            serve_parser().parse_args(words[1:])
         elif words[0] == "report":
             report_parser().parse_args(words[1:])
         else:
