@@ -188,6 +188,12 @@ def trained(vitcls, fit_words, tmp_path, tmp_path_factory, _trained_before) -> C
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """Also where a shell started the tests in its background, which leaves SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def keeps_sigint():
     """Lightning leaves SIGINT ignored after an interrupted training."""

@@ -19,6 +19,9 @@ LAYERS = (
         "vitcls.types",
         "vitcls.input_spec",
         "vitcls.manifest",
+        "vitcls.resizing",
+        "vitcls.input_pixels",
+        "vitcls.decisions",
         "vitcls.processes",
         "vitcls.runs",
         "vitcls.run_config",
@@ -30,7 +33,7 @@ LAYERS = (
         "vitcls.left_out",
         "vitcls.calibration",
     ),
-    ("vitcls.data", "vitcls.metrics", "vitcls.optim", "vitcls.predictions"),
+    ("vitcls.data", "vitcls.metrics", "vitcls.optim", "vitcls.predictions", "vitcls.inference"),
     ("vitcls.models",),
     ("vitcls.callbacks",),
     (
@@ -47,7 +50,16 @@ LAYERS = (
         "vitcls.sessions",
         "vitcls.run_record",
     ),
-    ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.overview", "vitcls.soup", "vitcls.serve", "vitcls.bench"),
+    (
+        "vitcls.cli",
+        "vitcls.check",
+        "vitcls.methods",
+        "vitcls.overview",
+        "vitcls.soup",
+        "vitcls.bench",
+        "vitcls.export",
+        "vitcls.serve",
+    ),
     ("vitcls.__main__",),
 )
 

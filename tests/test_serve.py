@@ -543,10 +543,41 @@ def test_pages_load_nothing_from_elsewhere(asked):
         assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_application_needs_no_torch():
-    code = "import sys, vitcls.serve.app, vitcls.serve.command, vitcls.serve.server; print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
-    assert out.strip() == "False"
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    from vitcls.__main__ import main
+
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    assert main(["export", str(trained_run), "--to=onnx", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_an_exported_folder_answers_as_its_run(asked, asked_of, exported, photos):
+    from vitcls.serve.exported_engine import ExportedEngine
+
+    other = asked_of(ExportedEngine(exported, threads=1))
+    assert other.get("/labels").json() == {**asked.get("/labels").json(), "model": "onnx", "attribution": False}
+    for photo in photos[:6]:
+        ours, its = (one.post(photo).json()["images"][0] for one in (asked, other))
+        assert ours["label"] == its["label"]
+        assert ours["score"] == pytest.approx(its["score"], abs=1e-4)
+
+
+def test_an_exported_folder_is_served_without_torch(exported):
+    code = """
+import sys
+from vitcls.serve.command import _opened, serve_parser
+engine = _opened(serve_parser().parse_args([sys.argv[1]]))
+import vitcls.serve.app, vitcls.serve.server
+print(engine.name, {"torch", "transformers", "lightning"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code, str(exported)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "onnx set()\n"
+
+
+def test_the_precision_of_an_exported_folder_is_settled(refuses, exported):
+    words = ("serve", exported, "--port=0", "--precision=bfloat16")
+    assert "--precision is 'bfloat16'; it must be left out with an exported folder" in refuses(*words)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ VERBS = {
     "predict": "classify image files, one row of a CSV, JSON-lines or parquet file for each",
     "report": "make the page of a run again, or compare several runs",
     "runs": "list the runs there are: data, model, figures, size, age",
+    "export": "make files of a run that others run, proven to give its answers",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
     "serve": "answer over HTTP what is on the images that are sent, with a page to try it",
@@ -110,6 +111,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.bench.command import run_bench
 
         return run_bench
+    if verb == "export":
+        from vitcls.export.command import run_export
+
+        return run_export
     if verb == "soup":
         from vitcls.soup.command import run_soup
 

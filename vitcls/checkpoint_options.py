@@ -51,7 +51,8 @@ def check_model_is_named(verb: str, said: Namespace) -> None:
     Raises:
         UserError: says what to name.
     """
-    if verb != "fit" and said.ckpt_path is None and said.model.checkpoint is None and said.model.architecture is None:
+    named = (said.ckpt_path, said.model.checkpoint, said.model.architecture, said.model.exported)
+    if verb != "fit" and named == (None,) * len(named):
         raise UserError(
             f"{verb} needs a trained model: give a run folder or a .ckpt with --ckpt_path, or a fine-tuned "
             "--model.checkpoint."

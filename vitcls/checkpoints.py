@@ -1,6 +1,7 @@
 """Which checkpoint a path means, and what is in it."""
 
 import logging
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,24 +11,45 @@ from typing import Any
 import torch
 
 from vitcls.errors import UserError, listing
+from vitcls.manifest import MANIFEST, check_files, is_exported, read_manifest
 from vitcls.runs import BEST, CHECKPOINTS, CONFIG, LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 
 RECORD = "vitcls"  # key of a checkpoint under which it tells about itself
+MEASURING = ("validate", "test", "predict")  # verbs that take what cannot be trained
 UNLOGGED = "unlogged"  # and of the figures of its epoch, which are logged after it was written
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file, and the run folder that it stands in, if it stands in one."""
+    """What a model is loaded from.
+
+    Attributes:
+        file: the checkpoint; of an exported folder its manifest.
+        run: the run folder that the checkpoint stands in, if it stands in one; of an exported folder None.
+        exported_from: of an exported folder, the run that it lies in and was made of, if it is there.
+    """
 
     file: Path
     run: Path | None
+    exported_from: Path | None = None
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is an exported folder, which has no weights that Lightning could load."""
+        return self.file.name == MANIFEST
+
+    @property
+    def data_run(self) -> Path | None:
+        """The run whose data is taken where no other is named."""
+        return self.run or self.exported_from
 
 
 def open_checkpoint(path: str, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
     """What `--ckpt_path` means, and its content: a .ckpt, or the last (fit) or best (otherwise) one of a run folder.
+
+    Or an exported folder, with what a checkpoint of it would hold.
 
     Where a run is to go on and its last checkpoint is damaged or gone, the one before it is taken, or else the best.
 
@@ -35,6 +57,8 @@ def open_checkpoint(path: str, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
         UserError: there is none, or none that can be read.
     """
     place = Path(path).expanduser()
+    if is_exported(place):
+        return _exported(place, verb)
     if place.is_dir():
         return _first_whole([Checkpoint(file, place) for file in _checkpoints_of_run(place, verb)])
     if place.is_file():
@@ -43,6 +67,31 @@ def open_checkpoint(path: str, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
     raise UserError(
         f"--ckpt_path {path!r} does not exist; give a run folder or a .ckpt file{_known_runs(place.parent)}."
     )
+
+
+def _exported(folder: Path, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
+    if verb not in MEASURING:
+        raise UserError(
+            f"{folder} is an exported folder, which {', '.join(MEASURING)} take, and {verb} does not; give the run "
+            "folder that it was made of."
+        )
+    manifest = read_manifest(folder)
+    if manifest.is_model_folder:  # of a graph its runtime looks
+        check_files(folder, manifest)
+    run = None if manifest.run is None else Path(os.path.normpath(folder.absolute() / manifest.run))
+    source = {"checkpoint": str(folder)} if manifest.is_model_folder else {"exported": str(folder)}
+    known = {"task": manifest.task, "labels": manifest.labels, "image": manifest.image}
+    content = {
+        "hyper_parameters": {**source, **known, "thresholds": manifest.thresholds or None},
+        "global_step": manifest.made_of["step"],
+        RECORD: {"precision": "32-true"},
+    }
+    if run is None or not (run / BEST).is_file():
+        return Checkpoint(folder / MANIFEST, None), content
+    content["datamodule_hyper_parameters"] = _first_whole([Checkpoint(run / BEST, run)])[1][
+        "datamodule_hyper_parameters"
+    ]
+    return Checkpoint(folder / MANIFEST, None, run), content
 
 
 def _first_whole(candidates: list[Checkpoint]) -> tuple[Checkpoint, dict[str, Any]]:

@@ -152,7 +152,7 @@ class VitclsCLI(LightningCLI):
             self.save_config_kwargs["starts_from"] = f"{self.checkpoint.file.name} of step {self._steps_before}"
             self._unlogged = content.get(checkpoints.UNLOGGED, {})
             if is_same_source(config[verb].data, content.get("datamodule_hyper_parameters", {})):
-                self.save_config_kwargs["data_of"] = self.checkpoint.run
+                self.save_config_kwargs["data_of"] = self.checkpoint.data_run
             defaults = checkpoint_defaults(content, self.checkpoint.run, verb, config[verb])
         if defaults or words != args:
             config = self._parse_with_defaults(parser, args, verb, defaults)
@@ -232,9 +232,10 @@ class VitclsCLI(LightningCLI):
             raise UserError(f"The trainer refuses its options: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
-        """Hand the checkpoint to the verb; never unpickle it."""
+        """Hand the checkpoint to the verb; never unpickle it. An exported network loads itself."""
         arguments = self._chosen
-        arguments["ckpt_path"] = str(self.checkpoint.file) if self.checkpoint else None
+        has_weights = self.checkpoint is not None and not self.checkpoint.is_exported
+        arguments["ckpt_path"] = str(self.checkpoint.file) if self.checkpoint and has_weights else None
         arguments["weights_only"] = True
         if self.subcommand == "predict":
             arguments["return_predictions"] = False  # the writer keeps them; memory stays flat

@@ -10,6 +10,8 @@ from vitcls.errors import UserError, listing
 from vitcls.input_spec import InputSpec
 
 MANIFEST = "manifest.json"
+MODEL_FOLDERS = ("huggingface", "adapter")  # formats that are no graphs
+INPUT, OUTPUT = "pixel_values", "logits"  # of a graph
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Manifest:
     versions: dict[str, str]
     gate: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_model_folder(self) -> bool:
+        """Whether transformers loads it, rather than the runtime of a graph."""
+        return self.format in MODEL_FOLDERS
 
     @property
     def spec(self) -> InputSpec:
@@ -96,6 +103,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: names the first that is missing or has changed.
     """
+    if manifest.file not in manifest.files or Path(manifest.file).name != manifest.file:
+        raise UserError(
+            f"{folder / MANIFEST} names the network {manifest.file!r}, which is none of its files; export again."
+        )
     for name, digest in manifest.files.items():
         file = folder / name
         if not file.is_file():

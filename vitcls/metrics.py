@@ -18,9 +18,8 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 from vitcls.calibration import BestTemperature
+from vitcls.decisions import THRESHOLD
 from vitcls.types import TOP, Task
-
-THRESHOLD = 0.5  # of a label's probability, where no other was chosen
 
 
 class BalancedAccuracy(MulticlassStatScores):

@@ -27,6 +27,7 @@ PREVIOUS = "previous.ckpt"  # the last.ckpt before it, while training
 CHECKPOINTS = (LAST, PREVIOUS, BEST)  # from which a run goes on: the first that is whole
 PART = ".part"  # ends the name of a file that is being written
 MODEL = "model"
+EXPORTED = "exported"  # folder of what was made of the run for others, by format
 OUTPUTS = "outputs"  # folder of what the model said of its splits
 REPORT = "report"  # folder of the page, PAGE, and of its FIGURES
 PAGE = "index.html"

@@ -23,7 +23,6 @@ Task = Literal["multiclass", "multilabel"]
 Targets = NDArray[np.int64] | NDArray[np.bool_]
 Target = int | NDArray[np.bool_]  # of a single row: the class, or (K,)
 TOP = 5  # T: how many of the best classes predictions keep and top5 counts
-UNKNOWN = "unknown"  # the label of an image of which no class is as probable as was asked for
 
 
 class Sample(NamedTuple):

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vitcls.data.rows import Inputs
+from vitcls.decisions import UNKNOWN
 from vitcls.errors import Interrupted, UserError, listing
 from vitcls.models.features import check_embeddings, feature_width
 from vitcls.predictions.formats import FORMATS
@@ -22,7 +23,7 @@ from vitcls.predictions.record import check_record, digest_of, keep_record
 from vitcls.predictions.rows import Row, Shape, shape_of
 from vitcls.predictions.sorting import check_apart, check_folder, sort_into
 from vitcls.together import check_same, failing_together
-from vitcls.types import UNKNOWN, Batch, Predictions
+from vitcls.types import Batch, Predictions
 
 log = logging.getLogger(__name__)
 

@@ -1,15 +1,21 @@
 """Bytes of an image file -> upright RGB pixels."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitcls.errors import BadImageError
+
+try:
+    import simplejpeg
+except ImportError:  # where a model is only deployed: Pillow decodes the same pixels at half the speed
+    simplejpeg = None
 
 Pixels = NDArray[np.uint8]
 
@@ -73,15 +79,39 @@ def decode_file(data: bytes) -> Decoded:
     """
     if not data:
         raise BadImageError("the file is empty (0 bytes)")
+    with _causes_told(), Image.open(BytesIO(data), formats=FORMATS) as image:
+        return _decoded(image, data)
+
+
+def decode_opened(image: Image.Image) -> Pixels:
+    """The same of an image that Pillow has opened or made: (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        BadImageError: truncated, or nothing that RGB can be made of; the message says which.
+    """
+    with _causes_told():
+        return _decoded(image, None).pixels
+
+
+def check_shape(height: int, width: int) -> None:
+    """Refuse what is no picture.
+
+    Raises:
+        BadImageError: without pixels, or a line.
+    """
+    if not height or not width:
+        raise BadImageError(f"{width}x{height} pixels are no picture")
+    if max(height, width) > MOST_ELONGATED * min(height, width):
+        raise BadImageError(f"{width}x{height} pixels are a line, not a picture")
+
+
+@contextmanager
+def _causes_told() -> Iterator[None]:
+    """Whatever goes wrong with an image becomes a BadImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is corrupt beside whole pixels
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                _check_shape(image)
-                mode = image.mode  # as stored: loading may change it
-                pixels = _pixels(image, data)
-                orientation = _orientation(image)
-                return Decoded(_upright(pixels, orientation), mode, orientation)
+            yield
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -90,13 +120,17 @@ def decode_file(data: bytes) -> Decoded:
         raise BadImageError(str(error) or type(error).__name__) from error
 
 
-def _check_shape(image: Image.Image) -> None:
-    if max(image.size) > MOST_ELONGATED * max(1, min(image.size)):
-        raise BadImageError(f"{image.width}x{image.height} pixels are a line, not a picture")
+def _decoded(image: Image.Image, data: bytes | None) -> Decoded:
+    """Of an opened image, and of the bytes of its file where they are at hand."""
+    check_shape(image.height, image.width)
+    mode = image.mode  # as stored: loading may change it
+    pixels = _pixels(image, data)
+    orientation = _orientation(image)
+    return Decoded(_upright(pixels, orientation), mode, orientation)
 
 
-def _pixels(image: Image.Image, data: bytes) -> Pixels:
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+def _pixels(image: Image.Image, data: bytes | None) -> Pixels:
+    if data is not None and simplejpeg is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         except ValueError:

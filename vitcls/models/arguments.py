@@ -19,7 +19,8 @@ def check_arguments(said: Mapping[str, Any]) -> None:
     checkpoint, architecture, adapter, train = (
         said[name] for name in ("checkpoint", "architecture", "adapter", "train")
     )
-    _check_network(checkpoint, architecture, adapter, train, said["image_size"])
+    _check_one_source(checkpoint, architecture, said["exported"])
+    _check_network(architecture, adapter, train, said["image_size"])
     _check_layers(said["layers"], architecture)
     _check_numbers(said)
     _check_rates(said["head_lr"], said["layer_decay"], adapter, train)
@@ -95,18 +96,21 @@ def _check_schedule(schedule: str, power: float, decay_fraction: float, warmup_f
         )
 
 
-def _check_network(
-    checkpoint: str | None, architecture: dict[str, Any] | None, adapter: object, train: str, image_size: int | None
-) -> None:
-    """Refuse networks that cannot be: two of them, or random weights that are to stay as they are."""
+def _check_one_source(checkpoint: str | None, architecture: dict[str, Any] | None, exported: str | None) -> None:
+    """Refuse two networks, or none."""
+    if [checkpoint, architecture, exported].count(None) != 2:
+        raise UserError(
+            "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
+            "--model.architecture (a network from scratch), or, where nothing is trained, --model.exported (a folder "
+            "that export made), and only one of them; set the others to null."
+        )
+
+
+def _check_network(architecture: dict[str, Any] | None, adapter: object, train: str, image_size: int | None) -> None:
+    """Refuse networks that cannot be, such as random weights that are to stay as they are."""
     check_range("model.image_size", image_size, image_size is None or image_size >= 1, "at least 1")
     if architecture is not None and image_size is not None:
         raise UserError("--model.image_size is for a --model.checkpoint; an --model.architecture has it as a field.")
-    if (checkpoint is None) == (architecture is None):
-        raise UserError(
-            "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
-            "--model.architecture (a network from scratch), and not both; set the other to null."
-        )
     if architecture is not None and (adapter is not None or train != "all"):
         raise UserError(
             "--model.architecture starts from random weights, which an adapter, a head or biases alone cannot make "

@@ -1,9 +1,12 @@
 """The network that a ViTClassifier is configured with, and which part of it trains."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from vitcls.errors import UserError
 from vitcls.models.adapters import LoRA, add_lora
+from vitcls.models.exported import ExportedNetwork
 from vitcls.models.input_size import fit_to_size
 from vitcls.models.kept import trains_part
 from vitcls.models.layer_rates import last_blocks_of
@@ -36,6 +39,13 @@ def build_network(
     Raises:
         UserError: it cannot be had, or its parts do not go together.
     """
+    if said["exported"] is not None:
+        if trains:
+            raise UserError(
+                f"--model.exported {said['exported']!r} is a finished network that cannot be trained; give "
+                "--model.checkpoint, such as the folder model/ of its run."
+            )
+        return ExportedNetwork(Path(said["exported"]).expanduser(), said["trust_exported"]), ""
     if said["checkpoint"] is None:
         return from_architecture(said["architecture"], labels, said["task"]), ""
     source = (said["checkpoint"], said["revision"], labels, said["task"], said["layers"])

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -13,6 +14,7 @@ import vitcls
 from vitcls.checkpoints import RECORD
 from vitcls.data.preprocess import ImageSpec, spec_of_size
 from vitcls.errors import UserError, listing
+from vitcls.manifest import read_manifest
 from vitcls.metrics import StageMetrics
 from vitcls.models import adaptive_rank
 from vitcls.models.adapters import LoRA
@@ -62,6 +64,8 @@ class ViTClassifier(OptimisedModule):
         revision: of the Hub repository.
         architecture: instead of `checkpoint`, a network from scratch: `model_type` and fields of
             that type's transformers configuration, such as `{model_type: vit, hidden_size: 192}`.
+        exported: instead of `checkpoint`, where nothing is trained, a folder of `python -m vitcls export`.
+        trust_exported: whether `exported` may be of a format whose loader executes what its file says (torch).
         layers: of the checkpoint's blocks, how many are kept, the first ones; a small student of a distillation that
             does not start from nothing (Sajjad et al. 2020, arXiv:2004.03844, section 3.1). Not given: all.
         adapter: LoRA or another method; not given: no adapter.
@@ -115,6 +119,8 @@ class ViTClassifier(OptimisedModule):
         checkpoint: str | None = None,
         revision: str | None = None,
         architecture: dict[str, Any] | None = None,
+        exported: str | None = None,
+        trust_exported: bool = False,
         layers: int | None = None,
         adapter: LoRA | None = None,
         train: Literal["all", "head", "bias"] = "all",
@@ -180,6 +186,8 @@ class ViTClassifier(OptimisedModule):
         """
         if self.hparams["labels"]:
             return list(self.hparams["labels"])
+        if self.hparams["exported"] is not None:
+            return read_manifest(Path(self.hparams["exported"]).expanduser()).labels
         if self._is_fitting() or self.hparams["checkpoint"] is None:
             return None
         return labels_of_config(load_config(self.hparams["checkpoint"], self.hparams["revision"]))
@@ -215,6 +223,8 @@ class ViTClassifier(OptimisedModule):
     def _find_image_spec(self) -> ImageSpec:
         if self.hparams["image"] is not None:
             return ImageSpec.of_record(self.hparams["image"]).sized(self.hparams["image_size"])
+        if self.hparams["exported"] is not None:
+            return ImageSpec.of_record(read_manifest(Path(self.hparams["exported"]).expanduser()).image)
         checkpoint, revision = self.hparams["checkpoint"], self.hparams["revision"]
         if checkpoint is None:
             return spec_of_size(input_size(self.hparams["architecture"]))

@@ -20,16 +20,17 @@ from vitcls.models.peft_methods import can_merge, quiet_peft
 TOLERANCE = 1e-5
 
 
-def write_model_folder(model: ViTClassifier, folder: Path) -> None:
+def write_model_folder(model: ViTClassifier, folder: Path, merges: bool = False) -> None:
     """Write weights (or adapter and head), labels, image processor and a model card.
 
     Args:
         model: trained.
         folder: made if need be.
+        merges: whether an adapter becomes part of whole weights, even where it could stay one.
     """
-    network, adapted = model.network, _stays_adapter(model.network)
-    if isinstance(network, PeftModel) and not adapted:
-        network = deepcopy(network).merge_and_unload()
+    network, adapted = model.network, not merges and stays_adapter(model.network)
+    if not adapted:
+        network = merged(network)
     if adapted:
         note_ranks(network)
     with quiet_transformers():
@@ -38,6 +39,11 @@ def write_model_folder(model: ViTClassifier, folder: Path) -> None:
         _config_of_base(network).save_pretrained(folder)  # peft keeps no labels
     processor_of_spec(model.image_spec).save_pretrained(folder)
     (folder / "README.md").write_text(_card(model, adapted), encoding="utf-8")
+
+
+def merged(network: Any) -> Any:
+    """The network without an adapter, which is merged into a copy of it; itself where it has none."""
+    return deepcopy(network).merge_and_unload() if isinstance(network, PeftModel) else network
 
 
 def load_model_folder(folder: Path) -> Any:
@@ -75,12 +81,12 @@ def reload_difference(model: ViTClassifier, folder: Path, pixel_values: Tensor) 
     ours = model.eval().cpu()(pixel_values)
     model.train(was_training)
     reloaded = load_model_folder(folder)
-    words = {"interpolate_pos_encoding": True} if _is_resized_base(model.network) else {}
+    words = {"interpolate_pos_encoding": True} if is_resized_base(model.network) else {}
     theirs = reloaded(pixel_values=pixel_values, **words).logits
     return (ours - theirs).abs().max().item()
 
 
-def _stays_adapter(network: Any) -> bool:
+def stays_adapter(network: Any) -> bool:
     """Whether there is a base that others can load; of an adapter on top of a merged one there is none."""
     return isinstance(network, PeftModel) and not hasattr(network, "merged")
 
@@ -88,23 +94,31 @@ def _stays_adapter(network: Any) -> bool:
 def _config_of_base(network: Any) -> Any:
     """Of a network with an adapter: with the image size of its base, whose weights have no other."""
     config = copy(network.get_base_model().config)
-    if _is_resized_base(network):
+    if is_resized_base(network):
         config.image_size = network.get_base_model().pretrained_image_size
     return config
 
 
-def _is_resized_base(network: Any) -> bool:
+def is_resized_base(network: Any) -> bool:
     """Whether the base must interpolate its position embeddings in each forward, as its files are for another size."""
-    return _stays_adapter(network) and hasattr(network.get_base_model(), "pretrained_image_size")
+    return stays_adapter(network) and hasattr(network.get_base_model(), "pretrained_image_size")
+
+
+def how_to_load(model: ViTClassifier, adapted: bool) -> str:
+    """Python with which others classify a photo by such a folder.
+
+    Args:
+        model: that was written.
+        adapted: whether its adapter stayed one.
+    """
+    if not adapted:
+        return _LOAD_FULL
+    loading = _LOAD_ADAPTER + (_CLASSIFY_RESIZED if is_resized_base(model.network) else _CLASSIFY)
+    return loading if can_merge(model.network) else loading.replace(_MERGE, "")
 
 
 def _card(model: ViTClassifier, adapted: bool) -> str:
     labels = "\n".join(f"- {label}" for label in model.hparams["labels"])
-    loading = _LOAD_ADAPTER + (_CLASSIFY_RESIZED if _is_resized_base(model.network) else _CLASSIFY)
-    if not adapted:
-        loading = _LOAD_FULL
-    elif not can_merge(model.network):
-        loading = loading.replace(_MERGE, "")
     base = model.hparams["checkpoint"] or "none: trained from scratch"
     return f"""---
 library_name: {"peft" if adapted else "transformers"}
@@ -118,7 +132,7 @@ Trained with vitcls. Base: {base}.
 ## Load it
 
 ```python
-{loading}
+{how_to_load(model, adapted)}
 ```
 
 ## Classes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 
-from vitcls.metrics import THRESHOLD
+from vitcls.decisions import THRESHOLD
 from vitcls.types import PLAIN, Asked, Batch, Predictions, Task
 
 

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vitcls.decisions import UNKNOWN
 from vitcls.errors import UserError, check_range, listing
 from vitcls.predictions.formats import FORMATS
-from vitcls.types import PLAIN, UNKNOWN, Asked, Task
+from vitcls.types import PLAIN, Asked, Task
 
 DEFAULT_OUTPUT = "predictions.csv"
 # name -> (type, default, help)

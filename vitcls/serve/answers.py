@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from vitcls.decisions import UNKNOWN, best_of
 from vitcls.serve.batching import Probabilities
 from vitcls.serve.engine import Engine
-from vitcls.types import TOP, UNKNOWN, Task
+from vitcls.types import TOP, Task
 
 
 class Problem(BaseModel):
@@ -107,7 +108,7 @@ def answer_of(engine: Engine, name: str, probabilities: Probabilities, wanted: W
         probabilities: (K,) float32.
         wanted: how it is told.
     """
-    order = np.argsort(-probabilities, kind="stable")[: wanted.top_k]
+    (order,) = best_of(probabilities[None], wanted.top_k)
     best = [Score(label=engine.labels[n], score=_short(probabilities[n])) for n in order]
     # In 64 bits, as predict compares: 0.6 in 32 bits is above the 0.6 that was asked for.
     is_sure = float(probabilities[order[0]]) >= getattr(wanted, "abstain", 0.0)

@@ -135,7 +135,13 @@ def _opened(options: Namespace) -> Engine:
     if is_exported(folder):
         from vitcls.serve.exported_engine import ExportedEngine
 
-        return ExportedEngine(folder)
+        check_range(
+            "precision",
+            repr(options.precision),
+            options.precision == "float32",
+            "left out with an exported folder, whose precision is settled",
+        )
+        return ExportedEngine(folder, threads)
     from vitcls.serve.torch_engine import TorchEngine
 
     return TorchEngine(options.model, options.precision, threads)

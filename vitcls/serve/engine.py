@@ -5,8 +5,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcls.types import Task
-
 
 class Engine(Protocol):
     """A trained model, ready to answer.
@@ -14,14 +12,14 @@ class Engine(Protocol):
     Attributes:
         name: of what is served, for people; no path.
         labels: K names of the classes, in output order.
-        task: multiclass: the probabilities of an image add up to 1.
+        task: `multiclass` or `multilabel`; of the first, the probabilities of an image add up to 1.
         thresholds: (K,) float64: multilabel: from which probability a label is there.
         explains: whether `attributed` can be asked.
     """
 
     name: str
     labels: list[str]
-    task: Task
+    task: str
     thresholds: NDArray[np.float64]
     explains: bool
 

@@ -13,6 +13,7 @@ class ExportedEngine(Predictor):
 
     Args:
         folder: with a manifest.
+        threads: of the network.
 
     Raises:
         UserError: it cannot be read, or is not what was exported.
@@ -20,8 +21,8 @@ class ExportedEngine(Predictor):
 
     explains = False
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, threads: int) -> None:
+        super().__init__(folder, threads)
         self.name = folder.resolve().name
 
     def attributed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """The routes that ask the model."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import PlainTextResponse, Response
@@ -15,6 +15,7 @@ from vitcls.serve.metrics import Figures
 from vitcls.serve.problems import OF_UPLOADS, problem_of, told
 from vitcls.serve.service import Service
 from vitcls.serve.uploads import FIELD, Upload
+from vitcls.types import Task
 
 
 def options_of(engine: Engine) -> list[str]:
@@ -92,7 +93,7 @@ def _add_facts(router: APIRouter, engine: Engine, figures: Figures) -> None:
         chosen = dict(zip(engine.labels, engine.thresholds.tolist(), strict=True))
         return Labels(
             model=engine.name,
-            task=engine.task,
+            task=cast(Task, engine.task),
             labels=engine.labels,
             thresholds=chosen if engine.task == "multilabel" else None,
             attribution=engine.explains,

@@ -37,7 +37,7 @@ class TorchEngine:
         self._local = threading.local()
         self.name = (checkpoint.run or checkpoint.file).resolve().name
         self.labels: list[str] = list(model.hparams["labels"])
-        self.task = model.task
+        self.task: str = model.task
         self.thresholds: NDArray[np.float64] = thresholds_of(self.labels, model.thresholds).numpy()
         self.explains = has_attention(model)
 
@@ -52,7 +52,7 @@ class TorchEngine:
         self._use_threads(self._threads)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._precision == "bfloat16"):
             logits = self._model.logits(self._model.image_spec.normalise(torch.from_numpy(batch)))
-        return probabilities_of(self.task, logits / self._model.temperature).numpy()
+        return probabilities_of(self._model.task, logits / self._model.temperature).numpy()
 
     def attributed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 -> (S, S, 3) uint8."""

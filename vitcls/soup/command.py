@@ -129,7 +129,7 @@ class GreedySoup:
 
 
 def _found(paths: list[str]) -> list[Checkpoint]:
-    found = {c.file.resolve(): c for c in (open_checkpoint(path, "validate")[0] for path in paths)}
+    found = {c.file.resolve(): c for c in (open_checkpoint(path, "soup")[0] for path in paths)}
     if len(found) < 2:
         raise UserError("A soup is made of at least two checkpoints: give several run folders or .ckpt files.")
     return list(found.values())

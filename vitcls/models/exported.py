@@ -1,0 +1,123 @@
+"""An exported network, run by its own runtime where a transformers network would stand."""
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from vitcls.errors import UserError
+from vitcls.inference import onnx_session
+from vitcls.input_spec import InputSpec
+from vitcls.manifest import INPUT, OUTPUT, check_files, read_manifest
+
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]  # (B, 3, S, S) float32 or uint8 -> (B, K)
+
+
+class ExportedNetwork(nn.Module):
+    """The graph of an exported folder as a network: normalised images -> logits. It is not trained.
+
+    Args:
+        folder: from `python -m vitcls export`.
+        trusts: whether a format may be loaded whose loader executes what its file says.
+
+    Raises:
+        UserError: a file that is missing or was changed, a format that is no graph, or one that is not trusted.
+    """
+
+    digest: Tensor
+
+    def __init__(self, folder: Path, trusts: bool = False) -> None:
+        super().__init__()
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        if manifest.format in EXECUTING and not trusts:
+            raise UserError(
+                f"{folder / manifest.file} is read by torch.export.load, which executes what a file says; if you made "
+                "it, or trust who did, say --model.trust_exported true."
+            )
+        self._run = RUNTIMES[manifest.format](folder / manifest.file)
+        self._takes, self._spec = manifest.takes, manifest.spec
+        # Tells one export from another where the weights do of other networks.
+        digest = bytes.fromhex(manifest.files[manifest.file])
+        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        """Normalised images (B, 3, S, S) float -> an output with logits (B, K) float32."""
+        images = pixel_values.detach().float().cpu()
+        taken = as_bytes(images, self._spec) if self._takes == "uint8" else images
+        logits = torch.from_numpy(self._run(taken.numpy()))
+        return ImageClassifierOutput(logits=logits.to(pixel_values.device))
+
+
+def as_bytes(pixel_values: Tensor, spec: InputSpec) -> Tensor:
+    """Normalised images (B, 3, S, S) float32 -> the uint8 that they were made of."""
+    mean, std = (torch.tensor(values).mul(255).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return (pixel_values * std + mean).round().to(torch.uint8)
+
+
+def onnx_runtime(file: Path) -> Run:
+    """Of a .onnx file.
+
+    Raises:
+        UserError: onnxruntime is not installed.
+    """
+    session = onnx_session(file)
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+
+
+def torch_runtime(file: Path) -> Run:
+    """Of a .pt2 file, whose loader unpickles parts of it."""
+    module = torch.export.load(file).module()
+
+    @torch.inference_mode()
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def openvino_runtime(file: Path) -> Run:
+    """Of an .xml file with its .bin, in the precision that it has.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    # On processors that have it, bfloat16 would be taken by default.
+    model = openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: model([images])[OUTPUT]
+
+
+def openvino() -> ModuleType:
+    """The library, which reports its use to its makers when it is imported, except on machines of continuous tests.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        return import_module("openvino")
+    except ImportError as error:
+        raise UserError("An OpenVINO export needs openvino: pip install 'vitcls[openvino]'.") from error
+    finally:
+        del os.environ["CI"]
+        if before is not None:
+            os.environ["CI"] = before
+
+
+RUNTIMES: dict[str, Callable[[Path], Run]] = {
+    "onnx": onnx_runtime,
+    "onnx-int8": onnx_runtime,
+    "torch": torch_runtime,
+    "openvino": openvino_runtime,
+    "openvino-int8": openvino_runtime,
+}
+EXECUTING = ("torch",)  # formats whose loader executes what a file says
