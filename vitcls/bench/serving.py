@@ -110,6 +110,7 @@ def bench_serve(options: Namespace) -> dict[str, Any]:
         UserError: a number out of range, photos or a model that cannot be had, or a server that does not start.
     """
     check_range("clients", options.clients, options.clients >= 1, "at least 1")
+    check_range("batch_size", options.batch_size, options.batch_size >= 1, "at least 1")
     check_range("seconds", options.seconds, options.seconds > 0, "above 0")
     check_range("precision", repr(options.precision), options.precision in _PRECISIONS, " or ".join(_PRECISIONS))
     seed_everything(0, verbose=False)
