@@ -359,7 +359,7 @@ def test_onnxruntime_numpy_and_pillow_suffice_for_the_same_answers(folders, pred
 def test_without_onnxruntime_one_sentence_says_how_to_have_it(folders):
     code = WITHOUT.format(absent=["onnxruntime"], folder=str(folders["float32"]), files=[])
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert told.stderr.splitlines()[-1].endswith("A Predictor needs onnxruntime: `pip install 'vitcls[onnx]'`.")
+    assert told.stderr.splitlines()[-1].endswith("An ONNX export needs onnxruntime: pip install 'vitcls[onnx]'.")
 
 
 def test_it_says_what_it_knows(predictor, folders):

@@ -12,6 +12,7 @@ from vitcls.__main__ import VERBS
 from vitcls.bench.command import parse as parse_bench
 from vitcls.check.command import CheckCLI
 from vitcls.cli import VitclsCLI
+from vitcls.export.command import export_parser
 from vitcls.report.command import report_parser
 from vitcls.serve.command import serve_parser
 from vitcls.soup.command import soup_parser
@@ -49,6 +50,9 @@ class CheckParser(CheckCLI):
         raise StopIteration
 
 
+PARSERS = {"soup": soup_parser, "report": report_parser, "export": export_parser, "serve": serve_parser}
+
+
 @functools.cache
 def parser_of(verb: str):
     cli = Parser.__new__(Parser)
@@ -67,12 +71,8 @@ def test_every_command_of_the_documents_is_understood(command):
         if words[0] == "check":
             with contextlib.suppress(StopIteration):
                 CheckParser(words[1:])
-        elif words[0] == "soup":
-            soup_parser().parse_args(words[1:])
-        elif words[0] == "serve":
-            serve_parser().parse_args(words[1:])
-        elif words[0] == "report":
-            report_parser().parse_args(words[1:])
+        elif words[0] in PARSERS:
+            PARSERS[words[0]]().parse_args(words[1:])
         else:
             parser_of(words[0]).parse_args(words)
     except ArgumentError as error:
@@ -111,6 +111,7 @@ def test_the_readme_names_every_file_of_a_run_folder():
         runs.SESSIONS,
         runs.OUTPUTS,
         runs.REPORT,
+        runs.EXPORTED,
     ):
         assert name in text
 
