@@ -13,8 +13,9 @@ import torch
 
 from tests.conftest import draw_split, embed
 from vitcls.__main__ import main
-from vitcls.bench import predicting, training
+from vitcls.bench import predicting, serving, training
 from vitcls.bench.checking import Checking, time_checking
+from vitcls.bench.clients import Photo
 from vitcls.bench.loading import Difference, Timing, _difference, _timing, readable_photos
 from vitcls.bench.memory import memory_of
 from vitcls.bench.source import SOURCES
@@ -223,6 +224,9 @@ def test_the_bare_loop_takes_the_steps_of_fit(monkeypatch):
         (["data", "--rounds=many"], "--rounds is 'many'; it must be a whole number."),
         (["predict", "--batch_size=0"], "--batch_size is 0; it must be at least 1."),
         (["predict", "--precision=16"], "--precision is '16'; it must be 32-true or bf16-mixed."),
+        (["serve", "nowhere"], "'nowhere' does not exist"),
+        (["serve", "run", "--clients=0"], "--clients is 0; it must be at least 1."),
+        (["serve", "run", "--precision=16"], "--precision is '16'; it must be 32-true or bf16-mixed."),
         (["predict", "--predict=nowhere"], "There is no file or folder 'nowhere'"),
         (["data", "--output=nowhere/b.json"], "is in a folder that does not exist"),
     ],
@@ -241,6 +245,7 @@ def test_mistakes_are_sentences(refuses, words, part):
         ["check", "--help"],
         ["train", "--help"],
         ["predict", "--help"],
+        ["serve", "--help"],
     ],
 )
 def test_help_names_what_can_be_measured(vitcls, words):
@@ -281,6 +286,39 @@ def test_the_speed_of_predict_is_told_and_written(vitcls, colours, trained_run, 
 def test_the_network_that_is_drawn_can_be_predicted_with(vitcls, monkeypatch):
     monkeypatch.setattr(predicting, "TINY", {**predicting.TINY, "num_hidden_layers": 1})
     assert vitcls("bench", "predict", "--images=2", "--rounds=1", "--num_workers=0")[0] == 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_speed_of_serve_is_told_and_every_answer_compared(vitcls, colours, trained_run, tmp_path, precision):
+    words = ["--predict", colours / "test", "--images=6", "--clients=3", "--seconds=0.5", "--num_workers=0"]
+    words += [f"--precision={precision}", "--output", tmp_path / "b.json"]
+    status, out, err = vitcls("bench", "serve", trained_run, *words)
+    assert status == 0, err
+    assert "serve is times as fast" in out
+    report = json.loads((tmp_path / "b.json").read_text())
+    (found,) = report["rounds"]
+    assert (found["wrong"], found["broken"], list(found["statuses"])) == (0, 0, ["200"])
+    assert found["ratio"] == found["serve"] / found["predict"]
+    assert found["p50"] <= found["p99"]
+
+
+def test_a_wrong_answer_is_counted(tmp_path):
+    (tmp_path / "p.csv").write_text("file,label,score,label_2,score_2,error\nx/a.jpg,cat,0.7,dog,0.3,\n")
+    is_right = serving.expected_of(tmp_path / "p.csv", 0.01)
+
+    def answer(*best):
+        return {"images": [{"best": [{"label": label, "score": score} for label, score in best]}]}
+
+    photo = Photo("a.jpg", b"")
+    assert is_right(photo, answer(("cat", 0.705), ("dog", 0.295)))
+    assert not is_right(photo, answer(("cat", 0.72), ("dog", 0.28)))
+    assert not is_right(photo, answer(("dog", 0.7), ("cat", 0.3)))
+    assert not is_right(photo, answer(("cow", 0.7), ("hen", 0.3)))
+
+
+def test_a_server_that_does_not_start_says_why(refuses, trained_run, colours):
+    words = ["--predict", colours / "test", "--images=2", "--num_workers=0", "--options=[--port=70000]"]
+    assert "--port is 70000; it must be in 0..65535" in refuses("bench", "serve", trained_run, *words)
 
 
 def test_no_views_are_refused(refuses):

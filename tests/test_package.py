@@ -50,7 +50,16 @@ LAYERS = (
         "vitcls.sessions",
         "vitcls.run_record",
     ),
-    ("vitcls.cli", "vitcls.check", "vitcls.methods", "vitcls.overview", "vitcls.soup", "vitcls.bench", "vitcls.export"),
+    (
+        "vitcls.cli",
+        "vitcls.check",
+        "vitcls.methods",
+        "vitcls.overview",
+        "vitcls.soup",
+        "vitcls.bench",
+        "vitcls.export",
+        "vitcls.serve",
+    ),
     ("vitcls.__main__",),
 )
 

@@ -14,6 +14,7 @@ from vitcls.check.command import CheckCLI
 from vitcls.cli import VitclsCLI
 from vitcls.export.command import export_parser
 from vitcls.report.command import report_parser
+from vitcls.serve.command import serve_parser
 from vitcls.soup.command import soup_parser
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ class CheckParser(CheckCLI):
         raise StopIteration
 
 
-PARSERS = {"soup": soup_parser, "report": report_parser, "export": export_parser}
+PARSERS = {"soup": soup_parser, "report": report_parser, "export": export_parser, "serve": serve_parser}
 
 
 @functools.cache

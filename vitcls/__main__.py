@@ -23,6 +23,7 @@ VERBS = {
     "export": "make files of a run that others run, proven to give its answers",
     "methods": "try every way of training on small networks: does it train, resume, export, merge?",
     "soup": "average the weights of several runs of one network, as far as it validates better",
+    "serve": "answer over HTTP what is on the images that are sent, with a page to try it",
     "bench": "measure here how fast images load, what rows cost in memory, what check, fit and predict cost",
 }
 FAILED = 1  # exit status where another process of the training is gone
@@ -118,6 +119,10 @@ def _command(verb: str) -> Callable[[list[str]], int]:
         from vitcls.soup.command import run_soup
 
         return run_soup
+    if verb == "serve":
+        from vitcls.serve.command import run_serve
+
+        return run_serve
     from vitcls.cli import run_verb
 
     return run_verb

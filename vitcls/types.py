@@ -6,11 +6,15 @@ N   rows of a split               T   how many of the best classes a prediction 
 V   views of an image                 F   features of an image, below the head
 """
 
-from typing import Literal, NamedTuple, TypedDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # what serves an exported network has no torch
+    from torch import Tensor
 
 # Whether an image has exactly one of the classes, or any number of them, none included.
 Task = Literal["multiclass", "multilabel"]
@@ -36,7 +40,7 @@ class Sample(NamedTuple):
     pixels: Tensor
     label: int | Tensor
     id: int
-    bad: "tuple[BadImage, ...]" = ()
+    bad: tuple[BadImage, ...] = ()
 
 
 class BadImage(NamedTuple):

@@ -6,6 +6,7 @@ probe   a head that trains on features computed once, against one that trains on
 check   what reading images for `check` costs, against decoding them alone
 train   images a second of `fit`, against a bare PyTorch loop
 predict images a second of `predict`, against transformers' pipeline and the bare forward pass
+serve   images a second of `serve` under load, against `predict`; whether each answer is right
 """
 
 import json
@@ -20,6 +21,7 @@ from vitcls.bench.checking import bench_check, check_parser
 from vitcls.bench.memory import bench_memory, memory_parser
 from vitcls.bench.predicting import bench_predict, predict_parser
 from vitcls.bench.probing import bench_probe, probe_parser
+from vitcls.bench.serving import bench_serve, serve_bench_parser
 from vitcls.bench.speeds import bench_data, data_parser
 from vitcls.bench.training import bench_train, train_parser
 from vitcls.errors import UserError, check_range, suggestion
@@ -38,6 +40,7 @@ MEASURED = {
     "probe": _Bench(probe_parser, bench_probe),
     "train": _Bench(train_parser, bench_train),
     "predict": _Bench(predict_parser, bench_predict),
+    "serve": _Bench(serve_bench_parser, bench_serve),
 }
 _COUNTS = ("images", "rounds", "size")
 

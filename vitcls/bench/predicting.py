@@ -93,7 +93,7 @@ def bench_predict(options: Namespace) -> dict[str, Any]:
     seed_everything(0, verbose=False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        files = _photos(options, folder / "photos")
+        files = photos_in(folder / "photos", options)
         checkpoint = options.checkpoint or _tiny(folder / "tiny")
         rounds = _measured(_ways(options, checkpoint, files, folder), len(files), options.rounds)
     found = [_compared(way, rounds) for way in rounds]
@@ -104,16 +104,22 @@ def bench_predict(options: Namespace) -> dict[str, Any]:
 
 
 def _ways(options: Namespace, checkpoint: str, files: list[str], folder: Path) -> dict[str, Callable[[], object]]:
-    predict, model = _predict(options, checkpoint, folder)
+    model = ViTClassifier(checkpoint=checkpoint)
+    predict = predict_way(options, model, folder)
     predict()  # makes the network
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     classify = pipeline("image-classification", model=model.network, image_processor=processor)
     return {PREDICT: predict, PIPELINE: lambda: classify(files), FORWARD: _forward(options, model, len(files))}
 
 
-def _predict(options: Namespace, checkpoint: str, folder: Path) -> tuple[Callable[[], object], ViTClassifier]:
-    """The verb without its start-up: the data is opened, workers start, the output is written, each time anew."""
-    model = ViTClassifier(checkpoint=checkpoint)
+def predict_way(options: Namespace, model: ViTClassifier, folder: Path) -> Callable[[], object]:
+    """The verb without its start-up: the data is opened, workers start, the output is written, each time anew.
+
+    Args:
+        options: `batch_size`, `num_workers` and `precision`.
+        model: that predicts.
+        folder: in which `photos/` are, and the output will be.
+    """
     sizes = {"batch_size": options.batch_size, "num_workers": options.num_workers}
 
     def predict() -> object:
@@ -129,7 +135,7 @@ def _predict(options: Namespace, checkpoint: str, folder: Path) -> tuple[Callabl
         data = ImageDataModule(predict=str(folder / "photos"), **sizes)
         return trainer.predict(model, data, return_predictions=False)
 
-    return predict, model
+    return predict
 
 
 def _forward(options: Namespace, model: ViTClassifier, images: int) -> Callable[[], object]:
@@ -178,8 +184,19 @@ def _tiny(folder: Path) -> str:
     return str(folder)
 
 
-def _photos(options: Namespace, folder: Path) -> list[str]:
-    """A folder of links to the photos that are named, or of drawn ones: smooth, so that JPEG takes what it takes."""
+def photos_in(folder: Path, options: Namespace) -> list[str]:
+    """Make a folder of links to the photos that are named, or of drawn ones: smooth, so that JPEG takes what it takes.
+
+    Args:
+        folder: to make.
+        options: `predict`, where the photos are, if anywhere, and `images`, how many at most.
+
+    Returns:
+        its files.
+
+    Raises:
+        UserError: there are none, or they lie in a table.
+    """
     folder.mkdir()
     if options.predict is None:
         for number in range(options.images):

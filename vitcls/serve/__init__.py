@@ -1,0 +1,1 @@
+"""An HTTP server that classifies images, and a page to try it."""
