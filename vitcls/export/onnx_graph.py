@@ -34,6 +34,8 @@ def write_onnx(shipped: Shipped, folder: Path, takes: str) -> str:
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # of which line of which file on this machine it was made
     program.model.metadata_props.update(_facts(shipped, takes))
     program.save(folder / FILE, external_data=False)
     return FILE
