@@ -12,6 +12,7 @@ from vitcls.manifest import INPUT, OUTPUT
 FILE = "model.onnx"
 
 
+@torch.no_grad()  # with gradients it starts autograd's threads, which no process that is forked survives
 def write_onnx(shipped: Shipped, folder: Path, takes: str) -> str:
     """The graph in float32, for any number of images; what a client needs to know is in its metadata.
 
