@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +26,10 @@ from vitcls.checkpoints import RECORD, Checkpoint, read_checkpoint
 from vitcls.errors import UserError
 from vitcls.export.formats import FORMATS
 from vitcls.export.gate import check_drop, check_exact, measured
-from vitcls.manifest import MANIFEST, read_manifest
+from vitcls.export.place import half_made, place_for
+from vitcls.manifest import MANIFEST, check_files, read_manifest, write_manifest
+from vitcls.models import exported
+from vitcls.models.exported import ExportedNetwork
 
 HAS_OPENVINO = find_spec("openvino") is not None and find_spec("nncf") is not None
 NAMES = [name for name in FORMATS if HAS_OPENVINO or not name.startswith("openvino")]
@@ -203,6 +209,27 @@ def test_a_folder_of_something_else_is_not_overwritten(run, refuses, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
 
 
+@pytest.mark.parametrize("manifest", ['{"name": "My web page"}', None])
+def test_what_lies_in_a_folder_with_a_manifest_is_not_overwritten(run, refuses, tmp_path, manifest):
+    """Neither where it is another program's, nor where an export was made and something was put beside it."""
+    mine = Path(shutil.copytree(run / "exported" / "onnx", tmp_path / "mine"))
+    if manifest is not None:
+        (mine / MANIFEST).write_text(manifest)
+    (mine / "thesis.txt").write_text("all of it")
+    told = refuses("export", run, "--output", mine)
+    assert "name another" in told
+    assert (mine / "thesis.txt").read_text() == "all of it"
+
+
+def test_the_empty_folder_that_one_stands_in_is_a_place(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    place = place_for(".", Checkpoint(tmp_path / "best.ckpt", None), "onnx")
+    with half_made(place) as folder:
+        (folder / "model.onnx").touch()
+    assert [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()] == ["here/model.onnx"]
+
+
 @pytest.mark.parametrize("name", ["onnx", "huggingface"])
 def test_a_file_that_was_changed_is_refused(run, refuses, colours, tmp_path, name):
     folder = Path(shutil.copytree(run / "exported" / name, tmp_path / name))
@@ -221,12 +248,65 @@ def test_a_format_that_executes_what_it_holds_must_be_trusted(run, refuses):
     assert "--model.trust_exported true" in told
 
 
+@pytest.mark.parametrize("said", [{"exported": "somewhere"}, {"trust_exported": True}])
+def test_a_checkpoint_cannot_say_that_an_export_is_to_be_trusted(trained, refuses, said):
+    run = trained()
+    content = torch.load(run / "best.ckpt", weights_only=True)
+    content["hyper_parameters"] |= said
+    torch.save(content, run / "best.ckpt")
+    for words in (["validate", "--ckpt_path", run], ["export", run]):
+        assert f"says --model.{next(iter(said))} itself" in refuses(*words)
+
+
+def test_a_network_that_its_runtime_cannot_load_is_told(run, tmp_path):
+    folder = Path(shutil.copytree(run / "exported" / "torch", tmp_path / "torch"))
+    (folder / "model.pt2").write_bytes(b"of another version")
+    write_manifest(folder, read_manifest(folder))
+    with pytest.raises(UserError, match=r"model\.pt2 cannot be loaded \(.*it was made with torch .*Export again"):
+        ExportedNetwork(folder, trusts=True)
+
+
+def test_a_folder_of_weights_is_no_graph(run):
+    with pytest.raises(UserError, match=r"was exported as 'huggingface', and it takes onnx, .*--ckpt_path"):
+        ExportedNetwork(run / "exported" / "huggingface")
+
+
+def test_exports_with_other_weights_beside_the_graph_are_not_the_same(run, tmp_path):
+    """OpenVINO's graph does not change with them."""
+    folder = Path(shutil.copytree(run / "exported" / "onnx", tmp_path / "onnx"))
+    digests = []
+    for weights in (b"1", b"2"):
+        (folder / "model.bin").write_bytes(weights)
+        write_manifest(folder, read_manifest(folder))
+        digests.append(ExportedNetwork(folder).digest.tolist())
+    assert digests[0] != digests[1]
+
+
+def test_a_manifest_cannot_name_a_file_outside_of_its_folder(run, tmp_path):
+    manifest = read_manifest(run / "exported" / "onnx")
+    (tmp_path / "secret").touch()
+    for name in ("../secret", str(tmp_path / "secret")):
+        manifest.files[name] = "0"
+        with pytest.raises(UserError, match=f"names '{name}', which is not in the folder"):
+            check_files(run / "exported" / "onnx", manifest)
+        del manifest.files[name]
+
+
+def test_an_exported_network_is_not_changed(run, refuses):
+    told = refuses("validate", "--ckpt_path", run / "exported" / "onnx", "--model.image_size", "64")
+    assert "--model.image_size changes a network" in told
+
+
 def test_a_damaged_manifest_is_told(run, refuses, tmp_path):
     folder = Path(shutil.copytree(run / "exported" / "onnx", tmp_path / "onnx"))
     (folder / MANIFEST).write_text('{"format": "onnx"')
     assert "manifest.json cannot be read" in refuses("validate", "--ckpt_path", folder)
     (folder / MANIFEST).write_text('{"format": "onnx", "files": {}}')
     assert "its keys are not those of a manifest: file, gate" in refuses("validate", "--ckpt_path", folder)
+    whole = json.loads((run / "exported" / "onnx" / MANIFEST).read_text())
+    for name in ("labels", "thresholds", "made_of", "run", "temperature"):
+        (folder / MANIFEST).write_text(json.dumps({**whole, name: True if name != "temperature" else "1"}))
+        assert f"its {name} is " in refuses("validate", "--ckpt_path", folder)
 
 
 def test_an_exported_folder_is_finished(run, refuses, colours):
@@ -281,6 +361,48 @@ def test_the_card_tells_what_was_measured_and_nothing_of_this_machine(trained, v
         assert str(colours) not in file.read_text()
 
 
+def test_the_card_of_other_weights_has_no_figures_of_the_best(trained, vitcls):
+    run = trained()
+    assert vitcls("test", "--ckpt_path", run, "--report=true", "--data.num_workers=0")[0] == 0
+    content = torch.load(run / "last.ckpt", weights_only=True)
+    content["global_step"] += 1
+    torch.save(content, run / "last.ckpt")
+    assert vitcls("export", run / "last.ckpt", "--to", "huggingface")[0] == 0
+    card = (run / "exported" / "huggingface" / "README.md").read_text()
+    assert "None were kept with the run" in card
+    assert "model-index" not in card
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_no_exported_graph_names_places_of_this_machine(run, name):
+    folder = run / "exported" / name
+    for file in folder.iterdir():
+        for place in (str(Path(torch.__file__).parent.parent), str(Path(exported.__file__).parent), str(run)):
+            assert place.encode() not in contents(file), file
+
+
+def contents(file: Path) -> bytes:
+    if not zipfile.is_zipfile(file):
+        return file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_code_of_the_card_runs(run, name, monkeypatch, tmp_path):
+    folder = run / "exported" / name
+    card = (folder / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("photo.jpg")
+    zeros = torch.zeros(2, 3, 32, 32)
+    known = {"pixel_values": zeros if name == "torch" else zeros.numpy()}
+    exec(code.replace("THIS_FOLDER", str(folder)), known)
+    if "logits" in known:
+        assert known["logits"].shape == (2, 3)
+    assert ("--model.trust_exported true" in card) == (name == "torch")
+
+
 def test_a_run_without_figures_has_a_card_that_says_so(run):
     assert "None were kept with the run" in (run / "exported" / "onnx" / "README.md").read_text()
 
@@ -308,3 +430,20 @@ def test_what_cannot_be_sent_is_refused_and_the_export_kept(trained, refuses, mo
 def test_an_adapter_of_a_local_base_is_not_sent(run, refuses):
     told = refuses("export", run, "--to", "adapter", "--push_to_hub", "me/colours", "--dry_run=true")
     assert "is on this machine alone; send whole weights" in told
+
+
+SENDING = """
+from pathlib import Path
+from vitcls.errors import UserError
+from vitcls.export.hub import push
+try:
+    push(Path("."), "me/colours", True)
+except UserError as error:
+    print("told:", error)
+"""
+
+
+def test_a_hub_that_cannot_be_reached_is_told():
+    away = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_of_nobody"}
+    done = subprocess.run([sys.executable, "-c", SENDING], capture_output=True, text=True, env=os.environ | away)
+    assert "told: 'me/colours' could not be sent to the Hub (" in done.stdout, done.stderr

@@ -58,6 +58,7 @@ class Logits(torch.nn.Module):
         return self.network(values).logits
 
 
+@torch.no_grad()  # with gradients it starts autograd's threads, after which no test of this process can fork a training
 def exported(folder: Path, network: torch.nn.Module, example: torch.Tensor) -> None:
     """Write model.onnx, for batches of any size."""
     torch.onnx.export(

@@ -83,14 +83,13 @@ def _exported(folder: Path, verb: str) -> tuple[Checkpoint, dict[str, Any]]:
     known = {"task": manifest.task, "labels": manifest.labels, "image": manifest.image}
     content = {
         "hyper_parameters": {**source, **known, "thresholds": manifest.thresholds or None},
-        "global_step": manifest.made_of["step"],
+        "global_step": manifest.made_of.get("step", 0),
         RECORD: {"precision": "32-true"},
     }
     if run is None or not (run / BEST).is_file():
         return Checkpoint(folder / MANIFEST, None), content
-    content["datamodule_hyper_parameters"] = _first_whole([Checkpoint(run / BEST, run)])[1][
-        "datamodule_hyper_parameters"
-    ]
+    trained = read_checkpoint(Checkpoint(run / BEST, run))
+    content["datamodule_hyper_parameters"] = trained["datamodule_hyper_parameters"]
     return Checkpoint(folder / MANIFEST, None, run), content
 
 
@@ -113,7 +112,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of a checkpoint; nothing in it is ever executed.
 
     Raises:
-        UserError: not a checkpoint, or a damaged one.
+        UserError: not a checkpoint, a damaged one, or one that would have an exported network loaded.
     """
     try:
         with zipfile.ZipFile(checkpoint.file) as archive:
@@ -126,7 +125,18 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         raise UserError(f"The checkpoint {checkpoint.file} cannot be read ({reason}); it may be damaged.") from error
     if not isinstance(content, dict) or not {"hyper_parameters", RECORD} <= content.keys():
         raise UserError(f"{checkpoint.file} is not a checkpoint of a vitcls run.")
+    _check_names_no_export(checkpoint.file, content["hyper_parameters"])
     return content
+
+
+def _check_names_no_export(file: Path, hyper_parameters: Mapping[str, Any]) -> None:
+    """Refuse what no training writes, since nothing exported is trained: a file that is trusted by its own word."""
+    for name in ("exported", "trust_exported"):
+        if hyper_parameters.get(name):
+            raise UserError(
+                f"{file} says --model.{name} itself, as no checkpoint of a training does; do not use it, unless you "
+                "trust who made it, and then give the exported folder with --ckpt_path."
+            )
 
 
 def arguments_of(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin
 
 from vitcls.errors import UserError, listing
 from vitcls.input_spec import InputSpec
@@ -79,6 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
         unknown = set(content) ^ {f.name for f in fields(Manifest)}
         if unknown:
             raise ValueError(f"its keys are not those of a manifest: {listing(sorted(unknown))}")
+        _check_types(content)
         return Manifest(**content)
     except FileNotFoundError as error:
         raise UserError(
@@ -89,12 +91,24 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{file} cannot be read ({error}); export again.") from error
 
 
+def _check_types(content: dict[str, Any]) -> None:
+    for each in fields(Manifest):
+        kind: Any = each.type if isinstance(each.type, UnionType) else get_origin(each.type) or each.type
+        value = content[each.name]
+        if not isinstance(value, float | int if kind is float else kind):
+            raise ValueError(f"its {each.name} is {value!r}")
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it, as the last file of the folder; `files` is found out here."""
-    digests = {str(f.relative_to(folder)): _digest(f) for f in sorted(folder.rglob("*")) if f.is_file()}
-    digests.pop(MANIFEST, None)
-    content = {**asdict(manifest), "files": digests}
+    content = {**asdict(manifest), "files": {name: _digest(folder / name) for name in files_of(folder)}}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files of an exported folder, such as `sub/file`, without the manifest's own."""
+    names = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
+    return [name for name in names if name != MANIFEST]
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -109,6 +123,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         )
     for name, digest in manifest.files.items():
         file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{folder / MANIFEST} names {name!r}, which is not in the folder; export again.")
         if not file.is_file():
             raise UserError(f"{file} is missing, which {MANIFEST} names; copy the whole folder, or export again.")
         if _digest(file) != digest:

@@ -10,10 +10,20 @@ import yaml
 from vitcls import runs
 from vitcls.export.shipped import Shipped
 from vitcls.manifest import MODEL_FOLDERS, Manifest
+from vitcls.models.exported import EXECUTING
 from vitcls.models.folder import how_to_load
 from vitcls.run_config import network_of, trained_of
 
 _SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "map", "log_loss", "ece")
+_LIBRARIES = {  # the Hub's names of them
+    "huggingface": "transformers",
+    "adapter": "peft",
+    "onnx": "onnx",
+    "onnx-int8": "onnx",
+    "openvino": "openvino",
+    "openvino-int8": "openvino",
+    "torch": "pytorch",
+}
 _ANSWERED = {"test": "test images", "validation": "validation images, by which the weights were chosen"}
 
 
@@ -28,7 +38,7 @@ def write_card(folder: Path, shipped: Shipped, manifest: Manifest, licence: str)
     """
     run = shipped.checkpoint.run
     config = runs.read_config(run) if run else {}
-    judged, figures = _figures(run)
+    judged, figures = _figures(run, shipped.content["global_step"])
     parts = [
         f"---\n{_metadata(manifest, config, judged, figures)}---",
         f"# {_title(manifest)}",
@@ -51,8 +61,11 @@ def is_on_hub(name: str) -> bool:
 
 def _metadata(manifest: Manifest, config: Mapping[str, Any], judged: str, figures: Mapping[str, Any]) -> str:
     """YAML; what is on this machine alone is nothing to others."""
-    library = {"huggingface": "transformers", "adapter": "peft", "torch": "pytorch"}.get(manifest.format, "onnx")
-    content: dict[str, Any] = {"library_name": library, "pipeline_tag": "image-classification", "tags": ["vitcls"]}
+    content: dict[str, Any] = {
+        "library_name": _LIBRARIES[manifest.format],
+        "pipeline_tag": "image-classification",
+        "tags": ["vitcls"],
+    }
     base, dataset = network_of(config), _section(config, "data").get("dataset")
     if is_on_hub(base) and _section(config, "model").get("checkpoint"):
         content["base_model"] = base
@@ -87,21 +100,25 @@ def _what(manifest: Manifest, config: Mapping[str, Any]) -> str:
 def _usage(shipped: Shipped, manifest: Manifest) -> str:
     if manifest.format in MODEL_FOLDERS:
         code = how_to_load(shipped.model, manifest.format == "adapter")
-    elif manifest.format == "torch":
-        code = _TORCH.format(file=manifest.file)
     else:
-        code = _PREDICTOR
+        code = _GRAPHS[_LIBRARIES[manifest.format]].format(file=manifest.file, images=_taken(manifest))
     ours = "python -m vitcls predict --ckpt_path THIS_FOLDER --data.predict photos"
+    if manifest.format in EXECUTING:
+        ours += " --model.trust_exported true"
     return f"```python\n{code}\n```\n\nor `{ours}`. The logits are divided by the temperature already."
 
 
-def _figures(run: Path | None) -> tuple[str, Mapping[str, Any]]:
-    """What the report measured: of the test, or else of the validation."""
-    file = None if run is None else run / runs.REPORT / runs.METRICS
-    if file is None or not file.is_file():
-        return "", {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    judged = next((role for role in _ANSWERED if role in content), "")
+def _taken(manifest: Manifest) -> str:
+    """What a graph is to be given, for a comment."""
+    if manifest.takes == "uint8":
+        return "(B, 3, S, S) uint8 RGB, resized and cropped as `image` in manifest.json says"
+    return "(B, 3, S, S) float32, resized, cropped and normalised as `image` in manifest.json says"
+
+
+def _figures(run: Path | None, step: int) -> tuple[str, Mapping[str, Any]]:
+    """What the report measured of these weights and not of others: of the test, or else of the validation."""
+    content = runs.read_metrics(run / runs.REPORT) if run else {}
+    judged = next((role for role in _ANSWERED if content.get(role, {}).get("step") == step), "")
     return judged, content.get(judged, {})
 
 
@@ -189,5 +206,13 @@ _TORCH = """import torch
 
 # Loading executes what the file says: only from someone you trust.
 classify = torch.export.load("THIS_FOLDER/{file}").module()
-# (B, 3, S, S), resized, cropped and normalised as `image` in manifest.json says
+# {images}
 logits = classify(pixel_values)"""
+
+_OPENVINO = """import openvino
+
+classify = openvino.Core().compile_model("THIS_FOLDER/{file}", "CPU")
+# {images}
+logits = classify([pixel_values])["logits"]"""
+
+_GRAPHS = {"onnx": _PREDICTOR, "pytorch": _TORCH, "openvino": _OPENVINO}

@@ -2,10 +2,9 @@
 
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +17,15 @@ from rich.progress import track
 from torch import Tensor
 
 import vitcls
-from vitcls import runs
 from vitcls.errors import UserError, check_range, listing, suggestion
 from vitcls.export.card import write_card
 from vitcls.export.formats import FORMATS, Job, check_installed
 from vitcls.export.gate import Network, check_drop, check_exact, drop, measured
 from vitcls.export.hub import check_push, push, tell
+from vitcls.export.place import half_made, place_for
 from vitcls.export.shipped import Images, Shipped, open_shipped, size_of
 from vitcls.machine import machine
-from vitcls.manifest import MODEL_FOLDERS, Manifest, is_exported, write_manifest
+from vitcls.manifest import MODEL_FOLDERS, Manifest, write_manifest
 from vitcls.models.exported import ExportedNetwork
 from vitcls.models.folder import load_model_folder
 from vitcls.models.input_size import size_words
@@ -108,11 +107,11 @@ def _checked(options: Namespace) -> Namespace:
 def _export(options: Namespace) -> None:
     known = FORMATS[options.to]
     shipped = open_shipped(options.run)
-    place = _place(options, shipped)
+    place = place_for(options.output, shipped.checkpoint, options.to)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub, options.dry_run, options.to, shipped)
     images = Images(shipped, options.validation_dir, with_training=not known.is_exact)
-    with _half_made(place) as folder:
+    with half_made(place) as folder:
         log.info("exporting to %s", options.to)
         job = Job(shipped, folder, options.input, lambda: images.training(options.calibration_images))
         file, notes = known.write(job)
@@ -137,34 +136,9 @@ def _export(options: Namespace) -> None:
         push(place, options.push_to_hub, options.private)
 
 
-def _place(options: Namespace, shipped: Shipped) -> Path:
-    """The folder to make; an earlier export may be there, and nothing else."""
-    run = shipped.checkpoint.run or shipped.checkpoint.file.parent
-    place = Path(options.output).expanduser() if options.output else run / runs.EXPORTED / options.to
-    if place.exists() and not (is_exported(place) or (place.is_dir() and not any(place.iterdir()))):
-        raise UserError(f"--output {str(place)!r} exists and is no exported folder; name another, or remove it first.")
-    return place
-
-
-@contextmanager
-def _half_made(place: Path) -> Iterator[Path]:
-    """A folder beside `place` that takes its name when it is done, and is removed where it is not."""
-    folder = place.with_name(f".{place.name}{runs.PART}")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
-        shutil.rmtree(place, ignore_errors=True)
-        folder.rename(place)
-    except OSError as error:
-        raise UserError(f"--output {str(place)!r} cannot be written ({error}); name another place.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _manifest(options: Namespace, shipped: Shipped, place: Path, file: str) -> Manifest:
     model, run = shipped.model, shipped.checkpoint.run
-    inside = run is not None and place.resolve().is_relative_to(run.resolve())
+    inside = run is not None and place.is_relative_to(run.resolve())
     libraries = ("torch", "transformers", "peft", *FORMATS[options.to].needs)
     return Manifest(
         format=options.to,
@@ -180,7 +154,7 @@ def _manifest(options: Namespace, shipped: Shipped, place: Path, file: str) -> M
             "epoch": shipped.content["epoch"],
             "step": shipped.content["global_step"],
         },
-        run=os.path.relpath(run.resolve(), place.resolve()) if run is not None and inside else None,
+        run=os.path.relpath(run.resolve(), place) if run is not None and inside else None,
         vitcls=vitcls.__version__,
         versions={name: version(name) for name in libraries},
     )

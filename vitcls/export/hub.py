@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from vitcls.errors import UserError
@@ -57,8 +57,8 @@ def push(folder: Path, repo: str, private: bool) -> None:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         sent = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Exported by vitcls")
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except (HTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"{repo!r} could not be sent to the Hub ({reason}). The export is kept in {folder}; `hf upload {repo} "
             f"{folder}` sends it later."

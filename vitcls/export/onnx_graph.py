@@ -12,6 +12,7 @@ from vitcls.manifest import INPUT, OUTPUT
 FILE = "model.onnx"
 
 
+@torch.no_grad()  # with gradients it starts autograd's threads, which no process that is forked survives
 def write_onnx(shipped: Shipped, folder: Path, takes: str) -> str:
     """The graph in float32, for any number of images; what a client needs to know is in its metadata.
 
@@ -34,6 +35,8 @@ def write_onnx(shipped: Shipped, folder: Path, takes: str) -> str:
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # of which line of which file on this machine it was made
     program.model.metadata_props.update(_facts(shipped, takes))
     program.save(folder / FILE, external_data=False)
     return FILE

@@ -26,5 +26,8 @@ def write_program(shipped: Shipped, folder: Path, takes: str) -> str:
     with torch.no_grad():
         any_number = {INPUT: {0: torch.export.Dim("batch", min=1)}}
         program = torch.export.export(logits, (logits.example(),), dynamic_shapes=any_number)
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            node.meta.pop("stack_trace", None)  # of which line of which file on this machine it was made
     torch.export.save(program, folder / FILE)
     return FILE

@@ -20,6 +20,7 @@ def check_arguments(said: Mapping[str, Any]) -> None:
         said[name] for name in ("checkpoint", "architecture", "adapter", "train")
     )
     _check_one_source(checkpoint, architecture, said["exported"])
+    _check_exported(said)
     _check_network(architecture, adapter, train, said["image_size"])
     _check_layers(said["layers"], architecture)
     _check_numbers(said)
@@ -103,6 +104,16 @@ def _check_one_source(checkpoint: str | None, architecture: dict[str, Any] | Non
             "Give either --model.checkpoint (a Hub id or folder of a pretrained network) or "
             "--model.architecture (a network from scratch), or, where nothing is trained, --model.exported (a folder "
             "that export made), and only one of them; set the others to null."
+        )
+
+
+def _check_exported(said: Mapping[str, Any]) -> None:
+    """Refuse to change what is finished."""
+    changes = [name for name in ("image_size", "layers", "adapter") if said[name] is not None]
+    if said["exported"] is not None and changes:
+        raise UserError(
+            f"--model.{changes[0]} changes a network, and an exported one is finished: leave it out, or give the run "
+            "folder in the place of the exported one."
         )
 
 

@@ -1,5 +1,6 @@
 """An exported network, run by its own runtime where a transformers network would stand."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from vitcls.errors import UserError
+from vitcls.errors import UserError, listing
 from vitcls.inference import onnx_session
 from vitcls.input_spec import InputSpec
-from vitcls.manifest import INPUT, OUTPUT, check_files, read_manifest
+from vitcls.manifest import INPUT, OUTPUT, Manifest, check_files, read_manifest
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]  # (B, 3, S, S) float32 or uint8 -> (B, K)
 
@@ -29,7 +30,8 @@ class ExportedNetwork(nn.Module):
         trusts: whether a format may be loaded whose loader executes what its file says.
 
     Raises:
-        UserError: a file that is missing or was changed, a format that is no graph, or one that is not trusted.
+        UserError: a file that is missing, was changed or cannot be loaded, a format that is no graph, or one that is
+            not trusted.
     """
 
     digest: Tensor
@@ -37,17 +39,21 @@ class ExportedNetwork(nn.Module):
     def __init__(self, folder: Path, trusts: bool = False) -> None:
         super().__init__()
         manifest = read_manifest(folder)
+        if manifest.format not in RUNTIMES:
+            raise UserError(
+                f"--model.exported {str(folder)!r} was exported as {manifest.format!r}, and it takes "
+                f"{listing(RUNTIMES)}; give the folder with --ckpt_path."
+            )
         check_files(folder, manifest)
         if manifest.format in EXECUTING and not trusts:
             raise UserError(
                 f"{folder / manifest.file} is read by torch.export.load, which executes what a file says; if you made "
                 "it, or trust who did, say --model.trust_exported true."
             )
-        self._run = RUNTIMES[manifest.format](folder / manifest.file)
+        self._run = _loaded(folder / manifest.file, manifest)
         self._takes, self._spec = manifest.takes, manifest.spec
         # Tells one export from another where the weights do of other networks.
-        digest = bytes.fromhex(manifest.files[manifest.file])
-        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        self.register_buffer("digest", torch.frombuffer(bytearray(_digest(manifest)), dtype=torch.uint8))
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """Normalised images (B, 3, S, S) float -> an output with logits (B, K) float32."""
@@ -55,6 +61,24 @@ class ExportedNetwork(nn.Module):
         taken = as_bytes(images, self._spec) if self._takes == "uint8" else images
         logits = torch.from_numpy(self._run(taken.numpy()))
         return ImageClassifierOutput(logits=logits.to(pixel_values.device))
+
+
+def _loaded(file: Path, manifest: Manifest) -> Run:
+    try:
+        return RUNTIMES[manifest.format](file)
+    except UserError:
+        raise
+    except Exception as error:  # the runtimes raise many kinds, also for what another version of them wrote
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        made_with = ", ".join(f"{library} {number}" for library, number in manifest.versions.items())
+        raise UserError(f"{file} cannot be loaded ({cause}); it was made with {made_with}. Export again.") from error
+
+
+def _digest(manifest: Manifest) -> bytes:
+    """Of the network's own file and of those beside it of its name: OpenVINO's holds no weights."""
+    network = Path(manifest.file).stem
+    parts = [digest for name, digest in sorted(manifest.files.items()) if Path(name).stem == network]
+    return hashlib.sha256("".join(parts).encode()).digest()
 
 
 def as_bytes(pixel_values: Tensor, spec: InputSpec) -> Tensor:
