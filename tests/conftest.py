@@ -164,6 +164,14 @@ def trained_run(tiny_vit, colours, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def exported_run(trained_run, tmp_path_factory) -> Path:
+    """The same as an ONNX graph, which needs no torch; for reading only."""
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    assert main(["export", str(trained_run), "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def _trained_before() -> dict[tuple[str, ...], Path]:
     """The runs that `trained` has made, by their words; copies, which no test changes."""
     return {}

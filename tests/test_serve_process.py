@@ -42,14 +42,14 @@ async def after(answers, load, do):
     return await asyncio.to_thread(do)
 
 
-def test_sigterm_under_load_answers_all_that_was_accepted_and_the_next_takes_over(trained_run, photos, tmp_path):
+def test_sigterm_under_load_answers_all_that_was_accepted_and_the_next_takes_over(exported_run, photos, tmp_path):
     logs = tmp_path / "first.txt", tmp_path / "second.txt"
-    with served([str(trained_run)], logs[0]) as (address, first):
+    with served([str(exported_run)], logs[0]) as (address, first):
         clients, ends = clients_of(address, photos), []
 
         def replace():
             first.send_signal(signal.SIGTERM)
-            with served([str(trained_run), f"--port={port_of(address)}"], logs[1]) as (again, second):
+            with served([str(exported_run), f"--port={port_of(address)}"], logs[1]) as (again, second):
                 assert again == address
                 ends.append(first.wait(60))
                 so_far = len(clients.load.ids)
@@ -73,8 +73,8 @@ def test_sigterm_under_load_answers_all_that_was_accepted_and_the_next_takes_ove
     assert "Traceback" not in logs[0].read_text() + logs[1].read_text()
 
 
-def test_two_servers_share_a_port_so_that_one_can_go_without_a_gap(trained_run, photos, tmp_path):
-    words = [str(trained_run), "--share_port=true"]
+def test_two_servers_share_a_port_so_that_one_can_go_without_a_gap(exported_run, photos, tmp_path):
+    words = [str(exported_run), "--share_port=true"]
     with (
         served(words, tmp_path / "first.txt") as (address, first),
         served([*words, f"--port={port_of(address)}"], tmp_path / "second.txt"),
@@ -86,8 +86,8 @@ def test_two_servers_share_a_port_so_that_one_can_go_without_a_gap(trained_run, 
     assert (load.broken, set(load.statuses)) == (0, {200})
 
 
-def test_beyond_its_capacity_it_says_so_and_never_hangs(trained_run, photos, tmp_path):
-    words = [str(trained_run), "--queue=2", "--max_images=1", "--max_batch=1"]
+def test_beyond_its_capacity_it_says_so_and_never_hangs(exported_run, photos, tmp_path):
+    words = [str(exported_run), "--queue=2", "--max_images=1", "--max_batch=1"]
     with served(words, tmp_path / "log.txt") as (address, process):
         clients = clients_of(address, photos, pauses_after_refusal=False)
         load = asyncio.run(clients.ask(32, lambda: sum(clients.load.statuses.values()) < 1000))
@@ -98,8 +98,8 @@ def test_beyond_its_capacity_it_says_so_and_never_hangs(trained_run, photos, tmp
     assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
-def test_while_it_lingers_it_answers_and_is_not_ready(trained_run, photos, tmp_path):
-    with served([str(trained_run), "--linger=600"], tmp_path / "log.txt") as (address, process):
+def test_while_it_lingers_it_answers_and_is_not_ready(exported_run, photos, tmp_path):
+    with served([str(exported_run), "--linger=600"], tmp_path / "log.txt") as (address, process):
         clients = clients_of(address, photos)
         process.send_signal(signal.SIGTERM)
         while "about to stop" not in (tmp_path / "log.txt").read_text():
@@ -109,21 +109,21 @@ def test_while_it_lingers_it_answers_and_is_not_ready(trained_run, photos, tmp_p
         process.kill()
 
 
-def test_a_port_in_use_is_a_sentence(trained_run):
+def test_a_port_in_use_is_a_sentence(exported_run):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        words = ["serve", str(trained_run), f"--port={taken.getsockname()[1]}"]
+        words = ["serve", str(exported_run), f"--port={taken.getsockname()[1]}"]
         said = subprocess.run([sys.executable, "-m", "vitcls", *words], capture_output=True, text=True, timeout=60)
     assert said.returncode == 2
     assert len(said.stderr.splitlines()) == 1
     assert "is in use; stop what listens there, or give another with --port" in said.stderr
 
 
-def test_a_client_that_never_finishes_does_not_hold_the_end_up(trained_run, tmp_path):
+def test_a_client_that_never_finishes_does_not_hold_the_end_up(exported_run, tmp_path):
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     with (
-        served([str(trained_run), "--timeout=0.5"], tmp_path / "log.txt") as (address, process),
+        served([str(exported_run), "--timeout=0.5"], tmp_path / "log.txt") as (address, process),
         socket.create_connection(("127.0.0.1", port_of(address))) as silent,
     ):
         silent.sendall(f"{head}Content-Length: 100\r\n\r\n--b\r\n".encode())
@@ -132,12 +132,12 @@ def test_a_client_that_never_finishes_does_not_hold_the_end_up(trained_run, tmp_
         assert b"408" in silent.recv(100)
 
 
-def test_no_file_is_written(trained_run, tmp_path, monkeypatch):
+def test_no_file_is_written(exported_run, tmp_path, monkeypatch):
     """Not even where Python would put what is too large for memory."""
     (tmp_path / "spooled").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "spooled"))
     photo = Photo("large.bmp", b"BM" + bytes(5_000_000))
-    with served([str(trained_run)], tmp_path / "log.txt") as (address, process):
+    with served([str(exported_run)], tmp_path / "log.txt") as (address, process):
         opened = Path(f"/proc/{process.pid}/fd")
         if not opened.is_dir():
             pytest.skip("Linux alone tells")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 FILE = "Dockerfile"
 # What answers and serves; everything else that vitcls needs, it needs for training.
-_NEEDED = ("onnxruntime", "numpy", "pillow", "simplejpeg", "jsonargparse")
-_NEEDED += ("fastapi", "uvicorn", "python-multipart", "prometheus-client")
+_ANSWERING = ("onnxruntime", "numpy", "pillow", "simplejpeg")
+_SERVING = ("jsonargparse", "fastapi", "uvicorn", "python-multipart", "prometheus-client")
 _TEXT = """# syntax=docker/dockerfile:1
 # With the source of vitcls in ../vitcls:
 #   docker build --build-context vitcls=../vitcls -t classifier .
@@ -34,4 +34,4 @@ def packages() -> list[str]:
     """What the server needs of the packages that vitcls requires, quoted for a shell."""
     bounds = [requirement.partition(";")[0].strip() for requirement in requires("vitcls") or []]
     named = {re.split(r"[^\w-]", bound)[0].lower(): bound for bound in bounds}
-    return [f"'{named[name]}'" for name in _NEEDED]
+    return [f"'{named[name]}'" for name in (*_ANSWERING, *_SERVING)]
