@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from tests.conftest import CLASSES, multilabel_options
 from vitcls.__main__ import main
-from vitcls.checkpoints import RECORD, Checkpoint, read_checkpoint
+from vitcls.checkpoints import INSTANTIATOR, RECORD, Checkpoint, read_checkpoint
 from vitcls.errors import UserError
 from vitcls.export.formats import FORMATS
 from vitcls.export.gate import check_drop, check_exact, measured
@@ -258,6 +258,35 @@ def test_a_checkpoint_cannot_say_that_an_export_is_to_be_trusted(trained, refuse
         assert f"says --model.{next(iter(said))} itself" in refuses(*words)
 
 
+@pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters"])
+def test_a_checkpoint_cannot_name_what_makes_the_model(trained, refuses, part):
+    run = trained()
+    content = torch.load(run / "best.ckpt", weights_only=True)
+    assert content[part]["_instantiator"] == INSTANTIATOR  # of Lightning
+    content[part]["_instantiator"] = "os.system"
+    torch.save(content, run / "best.ckpt")
+    assert "names code for Lightning to run" in refuses("validate", "--ckpt_path", run)
+
+
+@pytest.mark.parametrize(("field", "value"), [("resize", "stretch"), ("interpolation", "lanczos"), ("sharpness", 2)])
+def test_preprocessing_that_there_is_not_is_refused(run, refuses, tmp_path, field, value):
+    folder = Path(shutil.copytree(run / "exported" / "onnx", tmp_path / "onnx"))
+    content = json.loads((folder / MANIFEST).read_text())
+    content["image"][field] = value
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert field in refuses("predict", "--ckpt_path", folder, "--data.predict", folder)
+
+
+def test_the_ranking_of_no_labels_proves_nothing():
+    images = [(torch.zeros(2, 3, 2, 2), torch.zeros(2, 2))]
+    with pytest.raises(UserError, match="No validation image has any label"):
+        measured(lambda _: torch.zeros(2, 2), lambda _: torch.zeros(2, 2), images, "multilabel")
+    images = [(torch.zeros(2, 3, 2, 2), torch.ones(2, 2))]
+    found = measured(lambda _: torch.zeros(2, 2), lambda _: torch.full((2, 2), torch.nan), images, "multilabel")
+    with pytest.raises(UserError, match="nan"):
+        check_exact(found)
+
+
 def test_a_network_that_its_runtime_cannot_load_is_told(run, tmp_path):
     folder = Path(shutil.copytree(run / "exported" / "torch", tmp_path / "torch"))
     (folder / "model.pt2").write_bytes(b"of another version")
@@ -335,6 +364,19 @@ def test_an_exported_folder_elsewhere_needs_its_data_named(run, vitcls, refuses,
     status, out, err = vitcls("validate", "--ckpt_path", folder, "--data.validation_dir", colours / "test")
     assert status == 0, err
     assert "21 images" in out
+
+
+def test_a_reading_of_the_test_data_by_an_export_counts_for_its_run(trained, vitcls):
+    run = trained()
+    assert vitcls("export", run)[0] == 0
+    assert vitcls("test", "--ckpt_path", run / "exported" / "onnx")[0] == 0
+    counted = json.loads((run / "metrics.json").read_text())["test"]
+    assert list(counted) == ["reads_of"]  # its figures are not the run's
+    status, _, err = vitcls("test", "--ckpt_path", run)
+    assert status == 0, err
+    assert json.loads((run / "metrics.json").read_text())["test"]["reads"] == 2
+    assert vitcls("test", "--ckpt_path", run / "exported" / "onnx")[0] == 0
+    assert json.loads((run / "metrics.json").read_text())["test"]["reads"] == 3
 
 
 # -- what others read ---------------------------------------------------------------------------

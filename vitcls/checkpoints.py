@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "vitcls"  # key of a checkpoint under which it tells about itself
 MEASURING = ("validate", "test", "predict")  # verbs that take what cannot be trained
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what Lightning writes down to make a model with
 UNLOGGED = "unlogged"  # and of the figures of its epoch, which are logged after it was written
 
 
@@ -125,12 +126,17 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         raise UserError(f"The checkpoint {checkpoint.file} cannot be read ({reason}); it may be damaged.") from error
     if not isinstance(content, dict) or not {"hyper_parameters", RECORD} <= content.keys():
         raise UserError(f"{checkpoint.file} is not a checkpoint of a vitcls run.")
-    _check_names_no_export(checkpoint.file, content["hyper_parameters"])
+    for part in ("hyper_parameters", "datamodule_hyper_parameters"):
+        _check_is_of_training(checkpoint.file, content.get(part, {}))
     return content
 
 
-def _check_names_no_export(file: Path, hyper_parameters: Mapping[str, Any]) -> None:
-    """Refuse what no training writes, since nothing exported is trained: a file that is trusted by its own word."""
+def _check_is_of_training(file: Path, hyper_parameters: Mapping[str, Any]) -> None:
+    """Refuse what no training writes: a file that is trusted by its own word, or that chooses what makes the model."""
+    if hyper_parameters.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:  # Lightning would import and call it
+        raise UserError(
+            f"{file} names code that Lightning would run, as no checkpoint of a training does; do not use it."
+        )
     for name in ("exported", "trust_exported"):
         if hyper_parameters.get(name):
             raise UserError(

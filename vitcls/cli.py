@@ -308,13 +308,15 @@ class VitclsCLI(LightningCLI):
         Raises:
             UserError: the folder cannot be written, or its record is damaged.
         """
+        counted = None if self.checkpoint is None else self.checkpoint.data_run
         if self.checkpoint is None or self.checkpoint.run is None:
             log.info("the figures are kept nowhere, since there is no run folder")
+        if counted is None:
             return
-        runs.read_metrics(self.checkpoint.run)
-        if not os.access(self.checkpoint.run, os.W_OK):
+        runs.read_metrics(counted)
+        if not os.access(counted, os.W_OK):
             raise UserError(
-                f"The run {self.checkpoint.run} cannot be written to, so that this reading of the test data would not "
+                f"The run {counted} cannot be written to, so that this reading of the test data would not "
                 "be counted; copy the folder to where it can, or give a .ckpt of it from another folder."
             )
 
@@ -323,9 +325,12 @@ class VitclsCLI(LightningCLI):
         limit = self.trainer.limit_test_batches
         if isinstance(limit, int) or limit != 1.0:  # 1 is one batch, 1.0 is all of them
             return
-        of_labels = self.model.figures_of_labels["test"]
-        if self.checkpoint is not None and self.checkpoint.run is not None and self.trainer.is_global_zero:
-            split = self.datamodule.splits["test"]
+        if self.checkpoint is None or not self.trainer.is_global_zero:
+            return
+        of_labels, split = self.model.figures_of_labels["test"], self.datamodule.splits["test"]
+        if self.checkpoint.exported_from is not None:
+            records.count_reading(self.checkpoint.exported_from, split)
+        if self.checkpoint.run is not None:
             kept = records.write_test(self.checkpoint, split, self.trainer.callback_metrics, of_labels)
             if kept and self._answers is not None:
                 found = self._answers.ids, self._answers.logits

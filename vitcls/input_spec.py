@@ -1,7 +1,7 @@
 """How a network wants its images, as plain facts: nothing here needs torch."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from vitcls.errors import UserError, listing
 
@@ -40,14 +40,20 @@ class InputSpec:
         """The spec that `record` told.
 
         Raises:
-            UserError: other fields than it has.
+            UserError: other fields than it has, or ways that there are not.
         """
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         try:
-            return cls(**fields)
+            spec = cls(**fields)
         except TypeError as error:
             valid = listing(cls.__dataclass_fields__)
-            raise UserError(f"--model.image {record} does not have exactly the fields {valid}.") from error
+            raise UserError(
+                f"The preprocessing (--model.image, or of a manifest) {record} has not exactly the fields {valid}."
+            ) from error
+        for name, ways in (("resize", get_args(Resize)), ("interpolation", get_args(Interpolation))):
+            if getattr(spec, name) not in ways:
+                raise UserError(f"{name} of the preprocessing is {getattr(spec, name)!r}; it must be {listing(ways)}.")
+        return spec
 
     def record(self) -> dict[str, Any]:
         """The spec as plain values."""

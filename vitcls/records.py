@@ -186,10 +186,8 @@ def write_test(
     chose = validated is not None and split.overlaps(validated)
     if chose:
         log.warning("these rows chose the weights, as validation data, so their figures are somewhat too good")
-    times = dict(runs.read_metrics(checkpoint.run).get("test", {}).get("reads_of", {}))
-    reads = times[split.fingerprint] = times.get(split.fingerprint, 0) + 1
-    if reads > 1:
-        log.warning("this test set has now been read %d times for this run; do not choose by it", reads)
+    times = _counted(checkpoint.run, split)
+    reads = times[split.fingerprint]
     figures = {
         "checkpoint": checkpoint.file.name,
         "step": read_checkpoint(checkpoint)["global_step"],
@@ -206,6 +204,29 @@ def write_test(
     return True
 
 
+def count_reading(run: Path, split: Split) -> None:
+    """Count a reading of a test set by a network that was exported of a run; its figures are not the run's.
+
+    Args:
+        run: the folder.
+        split: the test rows.
+    """
+    times, test = _counted(run, split), runs.read_metrics(run).get("test", {})
+    if test.get("fingerprint") == split.fingerprint:
+        test["reads"] = times[split.fingerprint]
+    runs.write_metrics(run, "test", {**test, "reads_of": times})
+
+
+def _counted(run: Path, split: Split) -> dict[str, int]:
+    """How often each test set was read for a run, by fingerprint, with this reading."""
+    times = dict(runs.read_metrics(run).get("test", {}).get("reads_of", {}))
+    times[split.fingerprint] = times.get(split.fingerprint, 0) + 1
+    if times[split.fingerprint] > 1:
+        told = "this test set has now been read %d times for this run; do not choose by it"
+        log.warning(told, times[split.fingerprint])
+    return times
+
+
 def _f1_of_labels(stage: str, of_labels: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return {f"{stage}/f1_of_labels": dict(of_labels["f1"])} if "f1" in of_labels else {}
 
@@ -213,7 +234,7 @@ def _f1_of_labels(stage: str, of_labels: Mapping[str, Mapping[str, float]]) -> d
 def _mark_stale_test(run: Path, step: int) -> None:
     """Test figures of weights that are no longer there are dropped; how often the set was read stays."""
     test = runs.read_metrics(run).get("test")
-    if test is not None and test["step"] != step:
+    if test is not None and test.get("step", step) != step:  # none, where only an export of the run was tested
         runs.write_metrics(run, "test", {k: test[k] for k in _OF_READING if k in test})
 
 

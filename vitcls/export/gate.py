@@ -33,7 +33,7 @@ def measured(trained: Network, exported: Network, batches: Batches, task: Task) 
         accuracy (or map) of each, in 0..1, and images a second of each.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or none of them has a label.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     seconds = np.zeros(2)
@@ -48,6 +48,8 @@ def measured(trained: Network, exported: Network, batches: Batches, task: Task) 
     if not parts:
         raise UserError("There are no validation images to prove the export on; give some with --validation_dir.")
     before, after, targets = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+    if not targets.any() and task == "multilabel":
+        raise UserError("No validation image has any label, so there is nothing to prove the export on; give others.")
     name, score = ("accuracy", _accuracy) if task == "multiclass" else ("map", _mean_average_precision)
     return {
         "images": len(targets),
@@ -111,6 +113,8 @@ def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 
 
 def _mean_average_precision(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    """Over the labels that an image has at least."""
+    """Over the labels that an image has at least; not a number where a logit is none."""
     there = labels.any(axis=0)
+    if not np.isfinite(logits).all():
+        return float("nan")
     return float(average_precision_score(labels[:, there] >= 0.5, logits[:, there]))

@@ -33,7 +33,7 @@ def check_push(repo: str, dry_run: bool, to: str, shipped: Shipped) -> None:
             f"--push_to_hub {repo!r} is no name of a repository; give one such as yourname/flowers."
         ) from error
     base = shipped.model.hparams["checkpoint"]
-    if to == "adapter" and not is_on_hub(base):
+    if to == "adapter" and base is not None and not is_on_hub(base):
         raise UserError(
             f"--push_to_hub would send an adapter whose base, {base!r}, is on this machine alone; send whole weights "
             "with --to huggingface, or train on a base from the Hub."

@@ -40,14 +40,22 @@ def half_made(place: Path) -> Iterator[Path]:
     """
     folder = place.with_name(f".{place.name}{runs.PART}")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        with _written(place):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         yield folder
-        _exchange(place, folder)
-    except OSError as error:
-        raise UserError(f"--output {str(place)!r} cannot be written ({error}); name another place.") from error
+        with _written(place):
+            _exchange(place, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _written(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output {str(place)!r} cannot be written ({error}); name another place.") from error
 
 
 def _check_replaceable(place: Path) -> None:

@@ -119,7 +119,7 @@ def _read_metrics(metrics: dict[str, Any], found: RunSummary) -> None:
     soup = metrics.get("soup", {}).get("mean_of")
     if isinstance(soup, list) and not found.model:
         found.model, found.trained = f"mean of {', '.join(map(str, soup))}", "soup"
-    if test and found.test is None:
+    if "step" in test and found.test is None:  # else an export of the run was tested, and the run never
         found.note = "tested with former weights"
 
 
