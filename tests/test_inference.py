@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -369,3 +370,11 @@ def test_it_says_what_it_knows(predictor, folders):
     assert predictor.spec.record() == SPEC.record()
     assert read_manifest(folders["float32"]).files.keys() == {PLAIN.file}
     assert (folders["float32"] / MANIFEST).is_file()
+
+
+def test_nothing_is_reported_to_the_makers_of_onnxruntime(folders, tmp_path):
+    """Its telemetry leaves the id of a session among the temporary files."""
+    code = f"from vitcls.inference import Predictor; Predictor({str(folders['float32'])!r})"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=True)
+    assert list(tmp_path.iterdir()) == []

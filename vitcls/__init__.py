@@ -3,8 +3,13 @@
 Importing this package is cheap; the classes below are imported when they are first asked for.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
+
+# onnxruntime (from 1.29 on) and nncf send their makers what they are used for, unless told before they are imported.
+for _variable in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):
+    os.environ.setdefault(_variable, "1")
 
 __version__ = version("vitcls")
 __all__ = ["ImageDataModule", "LoRA", "ViTClassifier", "__version__"]

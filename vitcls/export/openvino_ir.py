@@ -1,7 +1,6 @@
 """Exports that OpenVINO runs."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ def write_openvino(shipped: Shipped, folder: Path, takes: str, calibration: list
 
 
 def _quantised(model: Any, calibration: list[NDArray[Any]]) -> Any:
-    os.environ.setdefault("NNCF_CI", "1")  # it reports its use to its makers otherwise
     import nncf
 
     nncf.set_log_level(logging.ERROR)
