@@ -151,6 +151,14 @@ def test_a_graph_of_bytes_gives_the_same(run, vitcls, colours, tmp_path, name):
     np.testing.assert_allclose(*scores, rtol=0, atol=1e-5 if FORMATS[name].is_exact else 0.05)
 
 
+def test_an_answer_in_integers_does_not_depend_on_the_images_beside_it(run, vitcls, colours, tmp_path):
+    folder = run / "exported" / "onnx-int8"
+    assert read_manifest(folder).gate["quantised"]["chosen"] == "dynamic"  # of which ranges are of a batch
+    alone = answers(vitcls, folder, colours / "test", tmp_path / "1.csv", "--data.eval_batch_size=1")
+    together = answers(vitcls, folder, colours / "test", tmp_path / "7.csv", "--data.eval_batch_size=7")
+    assert alone == together
+
+
 def test_a_run_of_whole_weights_has_no_adapter_to_export(trained, vitcls, refuses):
     run = trained()
     assert "export its whole weights, with --to huggingface" in refuses("export", run, "--to", "adapter")

@@ -378,3 +378,16 @@ def test_nothing_is_reported_to_the_makers_of_onnxruntime(folders, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_takes_images_alone_is_given_them_so(folders, photos, tmp_path):
+    """By onnxruntime's integers of ranges that are found for each batch; here by a network for one image."""
+    folder = Path(shutil.copytree(folders["float32"], tmp_path / "alone"))
+    model = onnx.load(folder / PLAIN.file)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, folder / PLAIN.file)
+    write_manifest(folder, PLAIN)
+    with pytest.raises(Exception, match="invalid dimensions"):
+        Predictor(folder)(photos)
+    write_manifest(folder, replace(PLAIN, alone=True))
+    assert Predictor(folder)(photos) == [Predictor(folder)(photo)[0] for photo in photos]

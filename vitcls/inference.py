@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -19,6 +19,7 @@ from vitcls.manifest import INPUT, OUTPUT, Manifest, check_files, read_manifest
 
 FORMATS = ("onnx", "onnx-int8")
 BATCH_SIZE = 16
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]  # (B, 3, S, S) float32 or uint8 -> logits (B, K)
 # A path, the bytes of a file, a file opened for reading bytes, an image of Pillow's, or (H, W, 3) uint8 RGB, upright.
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
 
@@ -74,7 +75,8 @@ class Predictor:
         self.spec = manifest.spec
         self._normalises = manifest.takes == "float32"
         self._batch_size = batch_size
-        self._session = onnx_session(place / manifest.file, threads)
+        run = onnx_network(place / manifest.file, threads)
+        self._run = one_by_one(run) if manifest.alone else run
 
     def __call__(self, images: Source | Sequence[Source], top_k: int = 5, abstain: float | None = None) -> list[Answer]:
         """Classify images.
@@ -113,8 +115,7 @@ class Predictor:
         """
         self._check_batch(batch)
         values = normalise(self.spec, batch) if self._normalises else batch
-        (logits,) = self._session.run([OUTPUT], {INPUT: values})
-        return probabilities_of(self.task, logits)
+        return probabilities_of(self.task, self._run(values))
 
     def _answers(self, probabilities: NDArray[np.float32], top_k: int, abstain: float) -> list[Answer]:
         best = best_of(probabilities, top_k)
@@ -206,8 +207,13 @@ def _check_format(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def onnx_session(file: Path, threads: int | None = None) -> Any:
-    """A network of onnxruntime, ready to run, which itself refuses weights that lie outside the folder.
+def one_by_one(run: Run) -> Run:
+    """The same network, given each image of a batch by itself."""
+    return lambda images: np.concatenate([run(images[place : place + 1]) for place in range(len(images))])
+
+
+def onnx_network(file: Path, threads: int | None = None) -> Run:
+    """A network for onnxruntime, which itself refuses weights that lie outside the folder.
 
     Args:
         file: .onnx.
@@ -224,7 +230,8 @@ def onnx_session(file: Path, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors; the warnings are of how it optimises
     try:
-        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own have nothing else in common
         cause = str(error).splitlines()[0]
         raise UserError(f"{file} cannot be loaded by onnxruntime ({cause}); export again.") from error
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0]

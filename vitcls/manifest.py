@@ -28,6 +28,8 @@ class Manifest:
         image: fields of an InputSpec.
         takes: `float32`: the network takes (B, 3, S, S) float32, normalised by mean and std of `image`; `uint8`: it
             takes (B, 3, S, S) uint8 RGB and normalises inside.
+        alone: whether images are to be given one at a time: 8-bit ranges that are found for each batch would make the
+            answer to an image depend on those beside it.
         temperature: by which the logits (B, K) are divided in the exported network already.
         made_of: file, epoch and step of the checkpoint.
         run: the run folder it was made of, relative to this folder, where this folder is inside it; else None.
@@ -49,6 +51,7 @@ class Manifest:
     run: str | None
     vitcls: str
     versions: dict[str, str]
+    alone: bool = False
     gate: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 

@@ -115,28 +115,36 @@ def _export(options: Namespace) -> None:
         log.info("exporting to %s", options.to)
         job = Job(shipped, folder, options.input, lambda: images.training(options.calibration_images))
         file, notes = known.write(job)
-        manifest = _manifest(options, shipped, place, file)
+        manifest = _manifest(options, shipped, place, file, notes)
         write_manifest(folder, manifest)  # by which the graph is loaded, as anyone would
-        batches = _shown(*images.validation(options.images))
-        network = _network(shipped, folder, options.to)
-        found = measured(shipped.logits, network, batches, shipped.model.task)
-        check_exact(found) if known.is_exact else check_drop(found, options.max_drop)
-        found |= {
-            "megabytes": round(size_of(folder) / 1e6, 2),
-            **notes,
-            "machine": machine("transformers", *known.needs),
-        }
-        manifest = replace(manifest, gate=found)
+        manifest = replace(manifest, gate={**_proven(options, shipped, folder, images), **notes})
         write_card(folder, shipped, manifest, images.licence)
         write_manifest(folder, manifest)
-    _say(found, place)
+    _say(manifest.gate, place)
     if options.dry_run:
         tell(place, options.push_to_hub)
     elif options.push_to_hub is not None:
         push(place, options.push_to_hub, options.private)
 
 
-def _manifest(options: Namespace, shipped: Shipped, place: Path, file: str) -> Manifest:
+def _proven(options: Namespace, shipped: Shipped, folder: Path, images: Images) -> dict[str, Any]:
+    """What was measured of the network in the folder.
+
+    Raises:
+        UserError: it does not give the answers of the run.
+    """
+    known = FORMATS[options.to]
+    batches = _shown(*images.validation(options.images))
+    found = measured(shipped.logits, _network(shipped, folder, options.to), batches, shipped.model.task)
+    if known.is_exact:
+        check_exact(found)
+    else:
+        check_drop(found, options.max_drop)
+    megabytes = round(size_of(folder) / 1e6, 2)
+    return {**found, "megabytes": megabytes, "machine": machine("transformers", *known.needs)}
+
+
+def _manifest(options: Namespace, shipped: Shipped, place: Path, file: str, notes: dict[str, Any]) -> Manifest:
     model, run = shipped.model, shipped.checkpoint.run
     inside = run is not None and place.is_relative_to(run.resolve())
     libraries = ("torch", "transformers", "peft", *FORMATS[options.to].needs)
@@ -157,6 +165,7 @@ def _manifest(options: Namespace, shipped: Shipped, place: Path, file: str) -> M
         run=os.path.relpath(run.resolve(), place) if run is not None and inside else None,
         vitcls=vitcls.__version__,
         versions={name: version(name) for name in libraries},
+        alone=notes.get("quantised", {}).get("chosen") == "dynamic",
     )
 
 

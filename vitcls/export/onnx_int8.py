@@ -1,7 +1,7 @@
 """The ONNX graph with its products of matrices in 8-bit integers."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcls.export.onnx_graph import FILE
+from vitcls.inference import Run, one_by_one, onnx_network
 from vitcls.manifest import INPUT
-from vitcls.models.exported import onnx_runtime
 
 # Convolutions stay in float32: there is one, which cuts the image into patches, and it is fast.
 OPERATORS = ["MatMul", "Gemm"]
@@ -24,8 +24,8 @@ class Quantised:
     """How the integers were made.
 
     Attributes:
-        chosen: `dynamic`: the range of what comes into a layer is found for each batch; `static`: it was measured on
-            images that were trained on.
+        chosen: `dynamic`: the range of what comes into a layer is found for each batch, so that an image must come
+            alone; `static`: it was measured on images that were trained on.
         differences: of each way, the mean difference of a logit from the float32 graph, on other such images.
     """
 
@@ -51,8 +51,9 @@ def quantise(folder: Path, calibration: list[NDArray[Any]]) -> Quantised:
         with _quiet():
             _dynamic(bare, ways["dynamic"])
             _static(bare, ways["static"], measured_on)
-    exact = _answers(graph, judged_on)
-    differences = {way: float(np.abs(_answers(file, judged_on) - exact).mean()) for way, file in ways.items()}
+    exact = _answers(onnx_network(graph), judged_on)
+    runs = {"dynamic": one_by_one(onnx_network(ways["dynamic"])), "static": onnx_network(ways["static"])}
+    differences = {way: float(np.abs(_answers(run, judged_on) - exact).mean()) for way, run in runs.items()}
     chosen = min(ways, key=lambda way: differences[way])
     ways.pop(chosen).replace(graph)
     for other in ways.values():
@@ -125,6 +126,5 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _answers(graph: Path, batches: list[NDArray[Any]]) -> NDArray[np.float32]:
-    run: Callable[[NDArray[Any]], NDArray[np.float32]] = onnx_runtime(graph)
+def _answers(run: Run, batches: list[NDArray[Any]]) -> NDArray[np.float32]:
     return np.concatenate([run(batch) for batch in batches])

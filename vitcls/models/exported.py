@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitcls.errors import UserError, listing
-from vitcls.inference import onnx_session
+from vitcls.inference import Run, one_by_one, onnx_network
 from vitcls.input_spec import InputSpec
-from vitcls.manifest import INPUT, OUTPUT, Manifest, check_files, read_manifest
-
-Run = Callable[[NDArray[Any]], NDArray[np.float32]]  # (B, 3, S, S) float32 or uint8 -> (B, K)
+from vitcls.manifest import OUTPUT, Manifest, check_files, read_manifest
 
 
 class ExportedNetwork(nn.Module):
@@ -65,13 +63,14 @@ class ExportedNetwork(nn.Module):
 
 def _loaded(file: Path, manifest: Manifest) -> Run:
     try:
-        return RUNTIMES[manifest.format](file)
+        run = RUNTIMES[manifest.format](file)
     except UserError:
         raise
     except Exception as error:  # the runtimes raise many kinds, also for what another version of them wrote
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         made_with = ", ".join(f"{library} {number}" for library, number in manifest.versions.items())
         raise UserError(f"{file} cannot be loaded ({cause}); it was made with {made_with}. Export again.") from error
+    return one_by_one(run) if manifest.alone else run
 
 
 def _digest(manifest: Manifest) -> bytes:
@@ -85,16 +84,6 @@ def as_bytes(pixel_values: Tensor, spec: InputSpec) -> Tensor:
     """Normalised images (B, 3, S, S) float32 -> the uint8 that they were made of."""
     mean, std = (torch.tensor(values).mul(255).view(3, 1, 1) for values in (spec.mean, spec.std))
     return (pixel_values * std + mean).round().to(torch.uint8)
-
-
-def onnx_runtime(file: Path) -> Run:
-    """Of a .onnx file.
-
-    Raises:
-        UserError: onnxruntime is not installed.
-    """
-    session = onnx_session(file)
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
 
 
 def torch_runtime(file: Path) -> Run:
@@ -138,8 +127,8 @@ def openvino() -> ModuleType:
 
 
 RUNTIMES: dict[str, Callable[[Path], Run]] = {
-    "onnx": onnx_runtime,
-    "onnx-int8": onnx_runtime,
+    "onnx": onnx_network,
+    "onnx-int8": onnx_network,
     "torch": torch_runtime,
     "openvino": openvino_runtime,
     "openvino-int8": openvino_runtime,
