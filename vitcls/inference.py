@@ -206,6 +206,14 @@ def _check_format(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def send_no_reports() -> None:
+    """To be called before onnxruntime is imported; a variable ORT_DISABLE_TELEMETRY that is set already stays.
+
+    Its wheels (1.31 also for Linux) keep an id of the machine in files, and report to Microsoft what is run.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def onnx_session(file: Path, threads: int | None = None) -> Any:
     """A network of onnxruntime, ready to run, which itself refuses weights that lie outside the folder.
 
@@ -216,6 +224,7 @@ def onnx_session(file: Path, threads: int | None = None) -> Any:
     Raises:
         UserError: onnxruntime is not installed, or cannot load it.
     """
+    send_no_reports()
     try:
         import onnxruntime
     except ImportError as error:

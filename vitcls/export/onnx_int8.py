@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcls.export.onnx_graph import FILE
+from vitcls.inference import send_no_reports
 from vitcls.manifest import INPUT
 from vitcls.models.exported import onnx_runtime
 
@@ -44,6 +45,7 @@ def quantise(folder: Path, calibration: list[NDArray[Any]]) -> Quantised:
         calibration: batches of what the graph takes, at least two: the first half measures the ranges, the other half
             decides between the two ways.
     """
+    send_no_reports()
     graph = folder / FILE
     measured_on, judged_on = calibration[: len(calibration) // 2], calibration[len(calibration) // 2 :]
     with _bare(graph) as bare:
