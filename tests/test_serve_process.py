@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vitcls.bench.clients import Clients, Photo
+from vitcls.bench.clients import Clients, Photo, request_of
 from vitcls.bench.serving import served
 
 
@@ -155,6 +155,23 @@ def test_a_connection_without_a_request_does_not_stay(exported_run, tmp_path):
             with connect() as slow, pytest.raises((BrokenPipeError, ConnectionResetError)):
                 drip(slow, beginning)
         assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_an_upload_that_has_begun_is_answered_after_sigterm(exported_run, photos, tmp_path):
+    head, _, body = request_of(photos[0]).partition(b"\r\n\r\n")
+    with (
+        served([str(exported_run)], tmp_path / "log.txt") as (address, process),
+        socket.create_connection(("127.0.0.1", port_of(address))) as client,
+    ):
+        client.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 100 ")  # it has begun to read
+        process.send_signal(signal.SIGTERM)
+        while "about to stop" not in (tmp_path / "log.txt").read_text():
+            time.sleep(0.01)
+        time.sleep(1)  # in which a server that does not wait would have cut it off
+        client.sendall(body)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert process.wait(60) == 143
 
 
 def test_a_second_ctrl_c_ends_the_lingering(exported_run, tmp_path):
