@@ -1,4 +1,6 @@
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from vitcls.data.decode import decode
+from vitcls.data.decode import decode, decode_opened
 from vitcls.errors import BadImageError
 
 ORIENTATIONS = range(1, 9)
@@ -325,3 +327,36 @@ def test_any_file_gives_an_upright_image_or_a_cause(seed):
     for cause, shape in refused:
         assert len(cause.splitlines()) == 1
         assert shape is None or "line" in cause or "floating-point" in cause
+
+
+class Held(Image.Image):
+    """An image whose decoding waits in its midst."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    @property
+    def height(self):
+        self.begun.set()
+        assert self.goes_on.wait(30)
+        return 0
+
+
+def refused(image):
+    with pytest.raises(BadImageError, match="no picture"):
+        decode_opened(image)
+
+
+def test_threads_that_decode_at_once_silence_no_warnings_of_others_for_good():
+    before = list(warnings.filters)
+    images = [Held(), Held()]
+    threads = [threading.Thread(target=refused, args=(image,)) for image in images]
+    for image, thread in zip(images, threads, strict=True):
+        thread.start()
+        assert image.begun.wait(30)
+    assert warnings.filters[0][:1] == ("ignore",)
+    for image, thread in zip(images, threads, strict=True):  # the first to come is the first to leave
+        image.goes_on.set()
+        thread.join()
+    assert warnings.filters == before

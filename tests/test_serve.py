@@ -167,6 +167,7 @@ def test_predict_refuses_all_for_one_and_batch_answers_each(asked, photos):
     assert [sorted(one) for one in outcomes] == [["answer", "image"], ["error", "image"], ["answer", "image"]]
     assert outcomes[1]["error"]["status"] == 422
     assert outcomes[1]["image"] == "cut.jpg"
+    assert "vitcls_images_total 2.0" in asked.figures.text()
 
 
 BAD = {
@@ -179,7 +180,7 @@ BAD = {
     "line": (("line.png", encoded(size=(9000, 1))), 422, "are a line"),
     "bytes": (("large.png", b"\x89PNG\r\n\x1a\n" + b"x" * 20_000), 413, "more than 20,000 bytes"),
     "pixels": (("wide.png", encoded(size=(101, 100))), 413, "101x100 pixels; at most 10,000"),
-    "bomb": (("bomb.png", encoded(size=(30_000, 30_000), mode="1")[:19_000]), 413, "pixels"),
+    "bomb": (("bomb.png", encoded(size=(30_000, 30_000), mode="1")[:19_000]), 413, "more than 10,000 pixels"),
 }
 
 
@@ -210,6 +211,7 @@ BODIES = {
     "form": (raw(b"a=1", "application/x-www-form-urlencoded"), 415, "multipart/form-data"),
     "no type": (lambda client: client.post("/predict", content=encoded()), 415, "multipart/form-data"),
     "no boundary": (raw(b"", "multipart/form-data"), 400, "names no boundary"),
+    "long boundary": (raw(b"", f"multipart/form-data; boundary={'b' * 300}"), 400, "no multipart"),
     "garbage": (raw(b"garbage"), 400, "no multipart"),
     "unfinished": (raw(PART), 400, "before its last boundary"),
     "nothing": (raw(b"--b--\r\n"), 422, "no image in the request"),
@@ -438,10 +440,13 @@ def test_the_server_is_ready_between_warm_up_and_its_end(asked_of, engine):
 
     async def ask(client):
         cold = await client.get("/ready")
+        assert "vitcls_ready 0.0" in asked.figures.text()
         slow.free.set()
         await warm(asked)(client)
         ready = await client.get("/ready")
+        assert "vitcls_ready 1.0" in asked.figures.text()
         asked.service.drain()
+        assert "vitcls_ready 0.0" in asked.figures.text()
         return cold, ready, await client.get("/ready"), await client.get("/health")
 
     ((cold, ready, draining, alive),) = asked(ask)
@@ -595,6 +600,9 @@ def test_the_precision_of_an_exported_folder_is_settled(refuses, exported):
         (["run", "--precision=16"], "--precision is '16'; it must be float32 or bfloat16."),
         (["run", "--cors=[example.org]"], "--cors names 'example.org'"),
         (["run", "--token=a b"], "The token is empty or has spaces"),
+        (["run", "--token="], "The token is empty"),
+        (["run", "--max_pixels=200000000"], "--max_pixels is 200000000; it must be in 1..178956970."),
+        (["run", "--host=.."], "cannot listen on --host '..'"),
         ([], "model"),
     ],
 )

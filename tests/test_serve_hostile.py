@@ -28,7 +28,7 @@ CHECKS = [
 ]
 EXAMPLES = 12  # of each route
 IMAGES = 200
-LEAKS = re.compile(r"Traceback|0x[0-9a-f]{6}|/work/|/tmp/|site-packages|\.py\b")
+LEAKS = re.compile(r"Traceback|0x[0-9a-f]{6}|/root/|/home/|/tmp/|site-packages|\.py\b")
 WORDS = ["--max_pixels=20000000", "--max_bytes=5000000"]
 
 

@@ -120,6 +120,14 @@ def test_what_is_no_image_is_told_and_the_former_answer_goes(opened, photo):
     assert page.locator("#result").is_hidden()
 
 
+def test_a_name_with_markup_is_shown_as_it_is(opened, photo):
+    page, said = opened()
+    page.evaluate(DROP, ["<img src=x>.jpg", *file_of(photo)[1:]])
+    answer_on(page)
+    assert page.locator("#name").inner_text() == "<img src=x>.jpg"
+    assert said == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES, ids=["phone", "desk"])
 def test_nothing_is_cut_or_overlaps_and_all_can_be_read(opened, photo, size, scheme):

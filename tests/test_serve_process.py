@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from vitcls.bench.clients import Clients, Photo
+from vitcls.bench.clients import Clients, Photo, request_of
 from vitcls.bench.serving import served
 
 
@@ -130,6 +131,56 @@ def test_a_client_that_never_finishes_does_not_hold_the_end_up(exported_run, tmp
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
         assert b"408" in silent.recv(100)
+
+
+BEGINNINGS = (
+    b"POST /predict HTTP/1.1\r\nX: ",
+    b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n",  # its body is not wanted
+)
+
+
+def drip(connection, beginning):
+    connection.sendall(beginning)
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.01)
+
+
+def test_a_connection_without_a_request_does_not_stay(exported_run, tmp_path):
+    with served([str(exported_run), "--timeout=0.5"], tmp_path / "log.txt") as (address, _):
+        connect = partial(socket.create_connection, ("127.0.0.1", port_of(address)))
+        with connect() as silent:
+            assert silent.recv(1) == b""
+        for beginning in BEGINNINGS:
+            with connect() as slow, pytest.raises((BrokenPipeError, ConnectionResetError)):
+                drip(slow, beginning)
+        assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_an_upload_that_has_begun_is_answered_after_sigterm(exported_run, photos, tmp_path):
+    head, _, body = request_of(photos[0]).partition(b"\r\n\r\n")
+    with (
+        served([str(exported_run)], tmp_path / "log.txt") as (address, process),
+        socket.create_connection(("127.0.0.1", port_of(address))) as client,
+    ):
+        client.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 100 ")  # it has begun to read
+        process.send_signal(signal.SIGTERM)
+        while "about to stop" not in (tmp_path / "log.txt").read_text():
+            time.sleep(0.01)
+        time.sleep(1)  # in which a server that does not wait would have cut it off
+        client.sendall(body)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert process.wait(60) == 143
+
+
+def test_a_second_ctrl_c_ends_the_lingering(exported_run, tmp_path):
+    with served([str(exported_run), "--linger=3000"], tmp_path / "log.txt") as (_, process):
+        process.send_signal(signal.SIGINT)
+        while "about to stop" not in (tmp_path / "log.txt").read_text():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
 
 
 def test_no_file_is_written(exported_run, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Bytes of an image file -> upright RGB pixels."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,36 @@ _UPRIGHT = {
     7: (True, True, True),
     8: (True, True, False),
 }
+
+
+class _NoWarnings:
+    """Within it nothing warns, in however many threads at once.
+
+    Of two threads in `warnings.catch_warnings`, the second to leave brings back the filter of the first, for good. So
+    the first of ours to come in sets the filter, and the last to leave takes it away.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+no_warnings = _NoWarnings()  # of metadata that is corrupt beside whole pixels
 
 
 class Decoded(NamedTuple):
@@ -109,8 +140,7 @@ def check_shape(height: int, width: int) -> None:
 def _causes_told() -> Iterator[None]:
     """Whatever goes wrong with an image becomes a BadImageError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that is corrupt beside whole pixels
+        with no_warnings:
             yield
     except BadImageError:
         raise

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -43,11 +43,11 @@ def check_access(access: Access) -> None:
             )
 
 
-def token_check(token: str) -> Callable[..., None]:
+def token_check(token: str) -> Callable[..., Awaitable[None]]:
     """A dependency of routes that lets through whoever brings the token."""
     scheme = HTTPBearer(auto_error=False, description="The token that the server was started with.")
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
         # In a time that does not tell how much of it was right.
         if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(401, "The token is missing or wrong", {"WWW-Authenticate": "Bearer"})

@@ -1,7 +1,7 @@
 """Images of several requests, classified together."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -64,18 +64,22 @@ class Batcher:
         return gathered
 
     async def _answer(self, batch: list[_Asked]) -> None:
-        images = np.stack([one.image for one in batch])
-        loop = asyncio.get_running_loop()
+        found: Sequence[Probabilities | Exception]
         try:
-            with self._figures.batch_seconds.time():
-                found = await loop.run_in_executor(self._thread, self._probabilities, images)
+            found = list(await self._found(batch))
         except Exception as error:  # noqa: BLE001 - told to each that asked; the next batch may do
-            for one in batch:
-                _settle(one.answer, error)
-            return
-        self._figures.batch_images.observe(len(batch))
+            found = [error] * len(batch)
         for one, row in zip(batch, found, strict=True):
             _settle(one.answer, row)
+
+    async def _found(self, batch: list[_Asked]) -> Probabilities:
+        """(B, K) float32."""
+        images = np.stack([one.image for one in batch])
+        loop = asyncio.get_running_loop()
+        with self._figures.batch_seconds.time():
+            found = await loop.run_in_executor(self._thread, self._probabilities, images)
+        self._figures.batch_images.observe(len(batch))
+        return found
 
 
 def _settle(answer: asyncio.Future[Probabilities], found: Probabilities | Exception) -> None:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from vitcls.errors import UserError, check_range
 from vitcls.manifest import is_exported
 from vitcls.serve.engine import Engine
+from vitcls.serve.limits import MOST_PIXELS, Limits
 from vitcls.wording import PARSER_OPTIONS, parsed
 
 TOKEN = "VITCLS_TOKEN"  # noqa: S105 - the variable's name
@@ -90,8 +91,9 @@ def run_serve(words: list[str]) -> int:
 
 
 def _check(options: Namespace) -> None:
-    for name in ("max_bytes", "max_pixels", "max_images", "max_batch"):
+    for name in ("max_bytes", "max_images", "max_batch"):
         check_range(name, options[name], options[name] >= 1, "at least 1")
+    check_range("max_pixels", options.max_pixels, 1 <= options.max_pixels <= MOST_PIXELS, f"in 1..{MOST_PIXELS}")
     enough = options.queue >= options.max_images
     check_range("queue", options.queue, enough, f"at least {options.max_images}, --max_images, or none would fit")
     check_range("timeout", options.timeout, 0 < options.timeout < 3600, "above 0 and below 3600")
@@ -106,7 +108,6 @@ def _serve(options: Namespace) -> NoReturn:
     try:
         from vitcls.serve.access import Access, check_access
         from vitcls.serve.app import make_app
-        from vitcls.serve.limits import Limits
         from vitcls.serve.logs import log_event
         from vitcls.serve.metrics import Figures
         from vitcls.serve.server import bound, listen, run
@@ -115,7 +116,8 @@ def _serve(options: Namespace) -> NoReturn:
         if error.name not in _EXTRA:
             raise
         raise UserError(f"serve needs {error.name}, which is not installed; pip install 'vitcls[serve]'.") from error
-    access = Access(options.token or os.environ.get(TOKEN), options.cors)
+    token = os.environ.get(TOKEN) if options.token is None else options.token  # an empty one is refused, not overlooked
+    access = Access(token, options.cors)
     check_access(access)
     limits = Limits(options.max_bytes, options.max_pixels, options.max_images, options.queue, options.timeout)
     with bound(options.host, options.port, options.share_port) as found:  # before the model takes its seconds

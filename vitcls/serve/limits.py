@@ -1,15 +1,15 @@
 """What the server takes: bounds of one request and of all together, and how it says no."""
 
-import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Self
 
 from PIL import Image
 
-from vitcls.data.decode import FORMATS
+from vitcls.data.decode import FORMATS, no_warnings
 
-_LONGEST_MAGIC = 32  # bytes by which Pillow tells a format
+_LONGEST_MAGIC = 16  # bytes by which Pillow tells a format
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens no image with more
 _OF_A_PART = 8192  # bytes of a multipart body beside the image itself: boundary and headers
 RETRY_AFTER = "1"  # seconds
 
@@ -20,7 +20,7 @@ class Limits:
 
     Attributes:
         max_bytes: of an image file.
-        max_pixels: of an image, width times height.
+        max_pixels: of an image, width times height; at most `MOST_PIXELS`.
         max_images: of a request.
         queue: images in the house at once, from the first byte of their upload until they are answered.
         timeout: seconds for a body to arrive, and again for its answer.
@@ -109,7 +109,12 @@ def check_image(name: str, data: bytes, limits: Limits) -> None:
     """
     if data and not _has_type(data):
         raise Refusal(415, "The content is of no image type that is taken: send JPEG, PNG, WebP or the like.", name)
-    width, height = _size(data)
+    try:
+        width, height = _size(data)
+    except Image.DecompressionBombError as error:
+        raise Refusal(
+            413, f"The image has more than {limits.max_pixels:,} pixels, the most that are taken.", name
+        ) from error
     if width * height > limits.max_pixels:
         raise Refusal(413, f"The image has {width}x{height} pixels; at most {limits.max_pixels:,} are taken.", name)
 
@@ -122,11 +127,9 @@ def _has_type(data: bytes) -> bool:
 def _size(data: bytes) -> tuple[int, int]:
     """(width, height) as the header says; (0, 0) where it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are refused here by a bound of our own
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                return image.size
+        with no_warnings, Image.open(BytesIO(data), formats=FORMATS) as image:
+            return image.size
     except Image.DecompressionBombError:
-        return 1 << 16, 1 << 16
+        raise
     except Exception:  # noqa: BLE001 - Pillow raises many kinds; the decoder says which
         return 0, 0

@@ -47,21 +47,22 @@ def _add_predicting(router: APIRouter, service: Service, asking: Asking, figures
 
     def answering(wanted: Wanted) -> Callable[[Upload], Awaitable[Answer]]:
         async def answer(upload: Upload) -> Answer:
-            found = answer_of(engine, upload.name, await service.probabilities(upload), wanted)
-            figures.images.inc()
-            return found
+            return answer_of(engine, upload.name, await service.probabilities(upload), wanted)
 
         return answer
 
     @router.post("/predict", **described)
     async def predict(request: Request, wanted: Annotated[wanted_type, Query()]) -> Answers:
         """Classify all images of a request, or none: a refusal names the first that cannot be."""
-        return Answers(model=engine.name, images=await asking.all(request, answering(wanted)))
+        answers = await asking.all(request, answering(wanted))
+        figures.images.inc(len(answers))
+        return Answers(model=engine.name, images=answers)
 
     @router.post("/predict/batch", **described)
     async def predict_batch(request: Request, wanted: Annotated[wanted_type, Query()]) -> Outcomes:
         """Classify each image by itself: one that cannot be has an `error` in place of its `answer`."""
         found = await asking.each(request, answering(wanted))
+        figures.images.inc(sum(isinstance(one, Answer) for one in found))
         return Outcomes(model=engine.name, images=[_outcome(one) for one in found])
 
 

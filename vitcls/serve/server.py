@@ -5,13 +5,15 @@ import errno
 import signal
 import socket
 import time
+from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from vitcls.errors import Interrupted, UserError
+from vitcls.serve.connections import Connection
 from vitcls.serve.limits import Limits
 from vitcls.serve.logs import log_event
 from vitcls.serve.service import Service
@@ -20,6 +22,7 @@ from vitcls.serve.service import Service
 _UNTIL_FREE = 2.0
 # Between the last connection and the end: what has arrived on open connections is read, and answered.
 _SETTLE = 0.3
+_TICK = 0.1
 
 
 def bound(host: str, port: int, share_port: bool) -> socket.socket:
@@ -37,7 +40,7 @@ def bound(host: str, port: int, share_port: bool) -> socket.socket:
     while True:
         try:
             return _bound(host, port, share_port)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: of a name that can be none
             if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() > until:
                 raise _not_bound(host, port, error) from error
         time.sleep(0.05)
@@ -95,6 +98,9 @@ def run(app: FastAPI, service: Service, listening: socket.socket, limits: Limits
     """
     config = uvicorn.Config(
         app,
+        http=cast(
+            Any, partial(Connection, seconds=limits.timeout)
+        ),  # on h11 also where there are others: it bounds heads
         log_config=None,
         access_log=False,  # of its own: it names addresses and queries
         server_header=False,
@@ -130,7 +136,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log_event("about to stop")
-        await asyncio.sleep(self._linger)
+        until = time.monotonic() + self._linger
+        while time.monotonic() < until and not self.force_exit:  # which a second Ctrl-C sets
+            await asyncio.sleep(_TICK)
         for server in self.servers:
             server.close()
         await asyncio.sleep(_SETTLE)

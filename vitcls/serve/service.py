@@ -38,7 +38,6 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, max_batch: int, decoders: int, figures: Figures) -> None:
         self.engine = engine
         self._limits = limits
-        self._figures = figures
         self._max_batch = max_batch
         self._decoders = ThreadPoolExecutor(decoders, "decode")
         self._network = ThreadPoolExecutor(1, "network")  # attribution switches the network over while it looks
@@ -46,6 +45,7 @@ class Service:
         self._task: asyncio.Task[None] | None = None
         self._is_warm = False
         self._is_draining = False
+        figures.ready.set_function(lambda: self.why_not_ready is None)
 
     @property
     def why_not_ready(self) -> str | None:
@@ -65,8 +65,7 @@ class Service:
 
     def drain(self) -> None:
         """Be no longer ready, and answer what comes nevertheless."""
-        self._is_draining = True
-        self._figures.ready.set(0)
+        self._is_draining = True  # and no more: a signal's handler must not wait for what it has interrupted
 
     async def stop(self) -> None:
         """End the threads; all requests have been answered."""
@@ -109,7 +108,6 @@ class Service:
         for size in (1, self._max_batch):
             await self._in(self._network, partial(self.engine.probabilities, np.stack([blank] * size)))
         self._is_warm = True
-        self._figures.ready.set(0 if self._is_draining else 1)
 
     def _pixels(self, upload: Upload) -> Pixels:
         if upload.is_too_large:

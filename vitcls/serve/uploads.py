@@ -48,10 +48,9 @@ async def read_uploads(request: Request, limits: Limits, guest: Guest) -> list[U
     Raises:
         Refusal: 400, 408, 413, 415, 422 or 429.
     """
-    parts = _Parts(limits, guest)
-    parser = MultipartParser(_boundary(request), parts.callbacks())
-    stream = request.stream()
+    boundary, parts, stream = _boundary(request), _Parts(limits, guest), request.stream()
     try:
+        parser = MultipartParser(boundary, parts.callbacks())
         _check_length(request, limits)
         async with asyncio.timeout(limits.timeout):
             await _parse(stream, parser, limits.max_body)
