@@ -273,7 +273,7 @@ def test_a_checkpoint_cannot_name_what_makes_the_model(trained, refuses, part):
     assert content[part]["_instantiator"] == INSTANTIATOR  # of Lightning
     content[part]["_instantiator"] = "os.system"
     torch.save(content, run / "best.ckpt")
-    assert "names code for Lightning to run" in refuses("validate", "--ckpt_path", run)
+    assert "names code that Lightning would run" in refuses("validate", "--ckpt_path", run)
 
 
 @pytest.mark.parametrize(("field", "value"), [("resize", "stretch"), ("interpolation", "lanczos"), ("sharpness", 2)])
@@ -339,7 +339,7 @@ def test_a_damaged_manifest_is_told(run, refuses, tmp_path):
     (folder / MANIFEST).write_text('{"format": "onnx"')
     assert "manifest.json cannot be read" in refuses("validate", "--ckpt_path", folder)
     (folder / MANIFEST).write_text('{"format": "onnx", "files": {}}')
-    assert "its keys are not those of a manifest: file, gate" in refuses("validate", "--ckpt_path", folder)
+    assert "its keys are not those of a manifest: alone, file, gate" in refuses("validate", "--ckpt_path", folder)
     whole = json.loads((run / "exported" / "onnx" / MANIFEST).read_text())
     for name in ("labels", "thresholds", "made_of", "run", "temperature"):
         (folder / MANIFEST).write_text(json.dumps({**whole, name: True if name != "temperature" else "1"}))
