@@ -320,7 +320,7 @@ def test_where_the_network_looked_is_a_picture_of_its_input(asked, photos):
 
 
 def test_a_model_that_explains_nothing_has_no_such_route(asked_of, engine, photos, monkeypatch):
-    monkeypatch.setattr(engine, "explains", False)
+    monkeypatch.setattr(engine, "attributed", None)
     asked = asked_of(engine)
     assert asked.post(photos[0], path="/attribution").status_code == 404
     assert "/attribution" not in asked.get("/openapi.json").json()["paths"]

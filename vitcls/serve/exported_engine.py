@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vitcls.inference import Predictor
+from vitcls.serve.engine import Attribution
 
 
 class ExportedEngine(Predictor):
@@ -19,12 +17,8 @@ class ExportedEngine(Predictor):
         UserError: it cannot be read, or is not what was exported.
     """
 
-    explains = False
+    attributed: Attribution | None = None
 
     def __init__(self, folder: Path, threads: int) -> None:
         super().__init__(folder, threads)
         self.name = folder.resolve().name
-
-    def attributed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Never asked."""
-        raise NotImplementedError

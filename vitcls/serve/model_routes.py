@@ -33,7 +33,7 @@ def add_model_routes(app: FastAPI, service: Service, limits: Limits, access: Acc
     asking = Asking(limits)
     figures.waiting.set_function(lambda: asking.places.taken)
     _add_predicting(router, service, asking, figures, limits.max_images)
-    if service.engine.explains:
+    if service.engine.attributed is not None:
         _add_attribution(router, service, asking)
     _add_facts(router, service.engine, figures)
     app.include_router(router)
@@ -97,7 +97,7 @@ def _add_facts(router: APIRouter, engine: Engine, figures: Figures) -> None:
             task=cast(Task, engine.task),
             labels=engine.labels,
             thresholds=chosen if engine.task == "multilabel" else None,
-            attribution=engine.explains,
+            attribution=engine.attributed is not None,
         )
 
     @router.get("/metrics", response_class=PlainTextResponse)

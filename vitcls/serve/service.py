@@ -91,8 +91,10 @@ class Service:
         Raises:
             Refusal: 413, 415 or 422, by the image.
         """
+        look = self.engine.attributed
+        assert look is not None, "else there is no such route"
         pixels = await self._in(self._decoders, lambda: self._pixels(upload))
-        seen = await self._in(self._network, lambda: self.engine.attributed(pixels))
+        seen = await self._in(self._network, partial(look, pixels))
         return await self._in(self._decoders, lambda: _png(seen))
 
     async def _work(self) -> None:

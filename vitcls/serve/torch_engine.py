@@ -11,6 +11,7 @@ from vitcls.checkpoints import open_checkpoint
 from vitcls.models.attribution import attributed, has_attention
 from vitcls.models.classifier import ViTClassifier
 from vitcls.models.tasks import probabilities_of, thresholds_of
+from vitcls.serve.engine import Attribution
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -39,7 +40,7 @@ class TorchEngine:
         self.labels: list[str] = list(model.hparams["labels"])
         self.task: str = model.task
         self.thresholds: NDArray[np.float64] = thresholds_of(self.labels, model.thresholds).numpy()
-        self.explains = has_attention(model)
+        self.attributed: Attribution | None = self._attributed if has_attention(model) else None
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 -> (3, S, S) uint8."""
@@ -54,8 +55,7 @@ class TorchEngine:
             logits = self._model.logits(self._model.image_spec.normalise(torch.from_numpy(batch)))
         return probabilities_of(self._model.task, logits / self._model.temperature).numpy()
 
-    def attributed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 -> (S, S, 3) uint8."""
+    def _attributed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         self._use_threads(self._threads)
         return attributed(self._model, pixels)
 
